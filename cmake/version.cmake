@@ -1,0 +1,14 @@
+# The version that `--version` prints: the project's, the commit, and libllama's.
+find_package(Git QUIET)
+set(TANDEM_COMMIT "unknown")
+if(GIT_FOUND)
+  execute_process(COMMAND ${GIT_EXECUTABLE} describe --always --dirty --abbrev=12
+    WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} OUTPUT_VARIABLE TANDEM_COMMIT
+    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+file(STRINGS ${CMAKE_SOURCE_DIR}/cmake/llama.pin pin REGEX "^LLAMA_(VERSION|COMMIT)=")
+foreach(line ${pin})
+  string(REGEX MATCH "^([A-Z_]+)=(.*)$" unused "${line}")
+  set(TANDEM_${CMAKE_MATCH_1} "${CMAKE_MATCH_2}")
+endforeach()
+configure_file(${CMAKE_SOURCE_DIR}/cmake/version.h.in ${CMAKE_BINARY_DIR}/generated/base/version.h)

@@ -1,0 +1,123 @@
+// The data plane's two ends: a HandoffServer publishes sequences' KV on a prefill worker, a
+// HandoffClient pulls it on a decode worker. Frames: proto/tandem/v1/transfer.proto.
+//
+// Threads: both run on the io_context that they are given (the worker's data-plane thread). All
+// public members are thread-safe and never block; callbacks run on the io_context's thread and
+// must not block.
+#pragma once
+
+#include <boost/asio/io_context.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/request_context.h"
+#include "kvstore/kv_layout.h"
+
+namespace tandem::kvstore {
+
+/// What a handoff has moved.
+struct HandoffStats {
+  uint64_t bytes = 0;
+  uint32_t chunks = 0;
+  /// Pull sent to end received.
+  absl::Duration duration;
+};
+
+/// What ends a sequence's KV: sent to the puller after the last chunk.
+struct HandoffEnd {
+  /// The prompt's length; must equal the positions appended.
+  uint32_t n_tokens = 0;
+  /// The token that the prefill worker sampled.
+  int32_t first_token = 0;
+};
+
+/// A sequence's KV on offer. States:
+///
+///   open     ── Append* ──> open ── Finish ──> finished ── pulled (DONE) ──> released(OK)
+///   open     ── Abort / connection to its puller lost ──> released(error)
+///   finished ── Abort / puller lost / lease expired (not being pulled for `lease`) ──> released(error)
+///
+/// On entering `released` its memory is dropped and `on_released` runs, exactly once. A pull in
+/// progress sends what is appended as it is appended; Append never waits.
+class Publication {
+ public:
+  virtual ~Publication() = default;
+  /// Adds the next chunk: first_position must continue. Ignored after release.
+  virtual void Append(KvChunk chunk) = 0;
+  /// No more chunks; the lease runs from now.
+  virtual void Finish(HandoffEnd end) = 0;
+  /// Drops the KV and sends `reason` to the puller, if there is one. Ignored after release.
+  virtual void Abort(absl::Status reason) = 0;
+};
+
+/// Offers KV for pulling.
+class HandoffServer {
+ public:
+  struct Options {
+    /// host:port to listen on; port 0 chooses a free one.
+    std::string listen;
+    Identity identity;
+    /// How long finished KV waits for its puller, and how long a stalled one is waited for.
+    absl::Duration lease = absl::Seconds(30);
+    uint32_t max_connections = 1024;
+  };
+  /// Starts listening. INVALID_ARGUMENT for a bad address, UNAVAILABLE when it cannot be bound.
+  static absl::StatusOr<std::unique_ptr<HandoffServer>> Start(boost::asio::io_context& io,
+                                                              Options options);
+  virtual ~HandoffServer() = default;
+
+  /// Called with the outcome when a publication is released. `stats` counts what was sent.
+  using ReleaseCallback = std::function<void(absl::Status outcome, HandoffStats stats)>;
+  /// Puts a sequence on offer under `handoff_id` (16 bytes). ALREADY_EXISTS when that is taken.
+  virtual absl::StatusOr<std::shared_ptr<Publication>> Publish(std::string handoff_id,
+                                                               RequestContextPtr context,
+                                                               ReleaseCallback on_released) = 0;
+  /// The port it listens on.
+  virtual uint16_t port() const = 0;
+  /// Publications not yet released, their bytes, and open connections.
+  virtual size_t publications() const = 0;
+  virtual uint64_t held_bytes() const = 0;
+  virtual size_t connections() const = 0;
+  /// Closes the listener and every connection, aborts every publication with UNAVAILABLE; the
+  /// io_context has nothing of this object to run afterwards. Call before destruction.
+  virtual void Stop() = 0;
+};
+
+/// Pulls KV. Keeps a few idle connections per peer for the next pull.
+class HandoffClient {
+ public:
+  struct Options {
+    Identity identity;
+    absl::Duration connect_timeout = absl::Seconds(5);
+    /// Longest silence of the peer during a pull; it says WAIT every second while it computes.
+    absl::Duration silence_timeout = absl::Seconds(10);
+    uint32_t max_idle_connections_per_peer = 4;
+  };
+  static std::unique_ptr<HandoffClient> Create(boost::asio::io_context& io, Options options);
+  virtual ~HandoffClient() = default;
+
+  struct Result {
+    HandoffEnd end;
+    HandoffStats stats;
+  };
+  using PullCallback = std::function<void(absl::StatusOr<Result> result)>;
+  /// Pulls `handoff_id` from the server at `address` (host:port) into `sink`, which must live
+  /// until `done` has run, exactly once. Cancelling the request's context aborts the pull and
+  /// tells the server.
+  ///   UNAVAILABLE          the peer cannot be reached, went away or fell silent
+  ///   NOT_FOUND            the peer does not offer this id (any more)
+  ///   DATA_LOSS            a checksum or the sequence of positions was wrong
+  ///   FAILED_PRECONDITION  the peer's identity or protocol version differs
+  ///   otherwise            the reason given to Abort or to the context's Cancel
+  virtual void Pull(RequestContextPtr context, std::string address, std::string handoff_id,
+                    KvSink* sink, PullCallback done) = 0;
+  virtual size_t idle_connections() const = 0;
+  /// Aborts what runs with UNAVAILABLE and closes every connection. Call before destruction.
+  virtual void Stop() = 0;
+};
+
+}  // namespace tandem::kvstore

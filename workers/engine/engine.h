@@ -1,0 +1,121 @@
+// One model with one llama context: batched steps, and KV that can be taken out and put in.
+// Together with model.cc and sampler.cc the only code that includes libllama's header. Owned and
+// called by one loop thread (prefill or decode).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kvstore/kv_layout.h"
+#include "workers/engine/model.h"
+
+struct llama_context;
+
+namespace tandem::workers {
+
+struct EngineOptions {
+  enum class Use {
+    /// Prompts are computed and their KV extracted: one KV pool for all sequences ("unified"),
+    /// from which any token range can be read.
+    kPrefill,
+    /// Sequences are injected and continued: a KV stream each, so that a sequence's result does
+    /// not depend on where the others lie.
+    kDecode,
+  };
+  Use use = Use::kPrefill;
+  /// Tokens that fit one sequence.
+  uint32_t context_tokens = 2048;
+  /// Sequences held at once; ids 0 … max_sequences-1.
+  uint32_t max_sequences = 8;
+  /// Tokens of one Step at most; also libllama's ubatch.
+  uint32_t step_tokens = 512;
+  /// Tokens of KV in all. 0: context_tokens × max_sequences. Prefill only; a decode context
+  /// always has context_tokens for each sequence.
+  uint64_t kv_tokens = 0;
+  /// ggml types of the cache: "f16", "bf16", "f32", "q8_0", "q4_0", …. A quantised V needs flash
+  /// attention.
+  std::string k_type = "f16", v_type = "f16";
+  bool flash_attention = true;
+  /// Compute threads; at most the cores that this engine has for itself.
+  uint32_t threads = 1;
+  /// Treat the model as one whose memory is not a plain KV cache (tests).
+  bool force_opaque = false;
+};
+
+/// Not thread-safe: one owner thread at a time. Sequence ids are the caller's to choose; a decode
+/// engine is fastest when the ids of a step are contiguous and ascending from 0.
+class Engine {
+ public:
+  /// Makes the context and runs the self-check: encodes a few tokens, extracts, injects into a
+  /// second context, compares. INVALID_ARGUMENT for impossible options, RESOURCE_EXHAUSTED when
+  /// memory does not suffice, FAILED_PRECONDITION when this libllama's layout is not understood.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const Model> model,
+                                                        const EngineOptions& options);
+  ~Engine();
+
+  const EngineOptions& options() const { return options_; }
+  const Model& model() const { return *model_; }
+  /// How extracted KV looks. Opaque for recurrent, hybrid and sliding-window models.
+  const kvstore::KvLayout& layout() const { return layout_; }
+  /// What must be equal on the other side of a handoff. The same for the prefill and the decode
+  /// engine of equal settings.
+  const kvstore::Identity& identity() const { return identity_; }
+
+  /// A sequence's part of a step: tokens at consecutive positions.
+  struct StepItem {
+    int32_t sequence = 0;
+    int32_t first_position = 0;
+    std::span<const int32_t> tokens;
+    /// Compute logits after the last of the tokens.
+    bool want_logits = false;
+  };
+  /// One forward pass over all items. REQUIRES: 1 ≤ total tokens ≤ step_tokens; positions
+  /// continue what the sequence holds. RESOURCE_EXHAUSTED when the KV is full (nothing changed),
+  /// INTERNAL when libllama fails.
+  absl::Status Step(std::span<const StepItem> items);
+  /// Logits of item `index` of the last Step, vocabulary_size floats, valid until the next Step.
+  /// REQUIRES: that item wanted logits.
+  std::span<const float> Logits(size_t index) const;
+
+  /// Copies out the KV of positions [first, first + n). Opaque layout: REQUIRES first == 0 and n
+  /// == all that the sequence holds. REQUIRES: use == kPrefill.
+  absl::StatusOr<kvstore::KvChunk> Extract(int32_t sequence, uint32_t first, uint32_t n);
+
+  /// Where a pulled sequence's KV is received: see NewSink and Inject. May be filled on another
+  /// thread.
+  class IncomingKv : public kvstore::KvSink {
+   public:
+    /// All positions have arrived.
+    virtual bool complete() const = 0;
+    /// Positions expected.
+    virtual uint32_t n_tokens() const = 0;
+  };
+  /// Memory for the KV of a sequence of `n_tokens`, laid out for Inject. Thread-safe.
+  std::unique_ptr<IncomingKv> NewSink(uint32_t n_tokens) const;
+  /// Puts received KV in as `sequence`, replacing what it held. FAILED_PRECONDITION when `kv` is
+  /// not complete, DATA_LOSS when libllama does not accept it.
+  absl::Status Inject(int32_t sequence, const IncomingKv& kv);
+
+  /// Drops the sequence's KV.
+  void Free(int32_t sequence);
+  /// Renames `from` to `to`, which must be empty; `from` is empty afterwards but must not be
+  /// injected into before the next Step (libllama copies lazily). Decode only.
+  void Move(int32_t from, int32_t to);
+  /// Tokens of KV held by the sequence.
+  uint32_t Length(int32_t sequence) const;
+
+ private:
+  Engine() = default;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<const Model> model_;
+  EngineOptions options_;
+  kvstore::KvLayout layout_;
+  kvstore::Identity identity_;
+};
+
+}  // namespace tandem::workers
