@@ -1,3 +1,4 @@
+// Comparison of two workers' identities, and sizes of KV layouts.
 #include "kvstore/kv_layout.h"
 
 #include "absl/strings/str_join.h"

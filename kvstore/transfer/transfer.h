@@ -1,9 +1,9 @@
 // The data plane's two ends: a HandoffServer publishes sequences' KV on a prefill worker, a
 // HandoffClient pulls it on a decode worker. Frames: proto/tandem/v1/transfer.proto.
 //
-// Threads: both run on the io_context that they are given (the worker's data-plane thread). All
-// public members are thread-safe and never block; callbacks run on the io_context's thread and
-// must not block.
+// Threads: both run on the io_context that they are given, which one thread runs (the worker's
+// data-plane thread). All public members are thread-safe and, but for Stop, never block; callbacks
+// run on the io_context's thread and must not block.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -39,14 +39,21 @@ struct HandoffEnd {
 ///
 ///   open     ── Append* ──> open ── Finish ──> finished ── pulled (DONE) ──> released(OK)
 ///   open     ── Abort / connection to its puller lost ──> released(error)
-///   finished ── Abort / puller lost / lease expired (not being pulled for `lease`) ──> released(error)
+///   finished ── Abort / puller lost / lease expired (not being pulled for `lease`) ──>
+///   released(error)
 ///
 /// On entering `released` its memory is dropped and `on_released` runs, exactly once. A pull in
-/// progress sends what is appended as it is appended; Append never waits.
+/// progress sends what is appended as it is appended; Append never waits (it computes the chunk's
+/// checksum in the caller's thread, at tens of GB/s).
+///
+/// Also released with an error: by chunks that leave a hole or overlap, by Finish with another
+/// number of tokens (DATA_LOSS), by the cancellation of the request's context (its reason), and
+/// by dropping the last reference to an open one (ABORTED).
 class Publication {
  public:
   virtual ~Publication() = default;
-  /// Adds the next chunk: first_position must continue. Ignored after release.
+  /// Adds the next chunk: first_position must continue. Ignored after release. Thread-safe, but
+  /// the order of calls is the order of chunks.
   virtual void Append(KvChunk chunk) = 0;
   /// No more chunks; the lease runs from now.
   virtual void Finish(HandoffEnd end) = 0;
@@ -63,16 +70,24 @@ class HandoffServer {
     Identity identity;
     /// How long finished KV waits for its puller, and how long a stalled one is waited for.
     absl::Duration lease = absl::Seconds(30);
+    /// More are refused with RESOURCE_EXHAUSTED.
     uint32_t max_connections = 1024;
+    /// A connection that says nothing is closed: before its HELLO, and between pulls.
+    absl::Duration handshake_timeout = absl::Seconds(10);
+    absl::Duration idle_timeout = absl::Minutes(5);
   };
-  /// Starts listening. INVALID_ARGUMENT for a bad address, UNAVAILABLE when it cannot be bound.
+  /// Starts listening. INVALID_ARGUMENT for a bad address or an identity too long for a frame,
+  /// UNAVAILABLE when the address cannot be bound.
   static absl::StatusOr<std::unique_ptr<HandoffServer>> Start(boost::asio::io_context& io,
                                                               Options options);
   virtual ~HandoffServer() = default;
 
   /// Called with the outcome when a publication is released. `stats` counts what was sent.
   using ReleaseCallback = std::function<void(absl::Status outcome, HandoffStats stats)>;
-  /// Puts a sequence on offer under `handoff_id` (16 bytes). ALREADY_EXISTS when that is taken.
+  /// Puts a sequence on offer under `handoff_id`, for one pull.
+  ///   ALREADY_EXISTS    the id is taken
+  ///   INVALID_ARGUMENT  the id does not have 16 bytes
+  ///   UNAVAILABLE       the server was stopped
   virtual absl::StatusOr<std::shared_ptr<Publication>> Publish(std::string handoff_id,
                                                                RequestContextPtr context,
                                                                ReleaseCallback on_released) = 0;
@@ -82,8 +97,11 @@ class HandoffServer {
   virtual size_t publications() const = 0;
   virtual uint64_t held_bytes() const = 0;
   virtual size_t connections() const = 0;
-  /// Closes the listener and every connection, aborts every publication with UNAVAILABLE; the
-  /// io_context has nothing of this object to run afterwards. Call before destruction.
+  /// Closes the listener and every connection, aborts every publication with UNAVAILABLE, and
+  /// waits until the io_context has run all callbacks and has nothing of this object to run any
+  /// more. Called on the io_context's own thread it does not wait. The destructor calls it.
+  /// REQUIRES: another thread runs the io_context, or it was stopped; the caller holds no lock
+  /// that a callback takes.
   virtual void Stop() = 0;
 };
 
@@ -112,11 +130,15 @@ class HandoffClient {
   ///   NOT_FOUND            the peer does not offer this id (any more)
   ///   DATA_LOSS            a checksum or the sequence of positions was wrong
   ///   FAILED_PRECONDITION  the peer's identity or protocol version differs
+  ///   ALREADY_EXISTS       somebody else is pulling it
+  ///   RESOURCE_EXHAUSTED   the peer has its limit of connections
+  ///   DEADLINE_EXCEEDED    the request's deadline has passed
   ///   otherwise            the reason given to Abort or to the context's Cancel
   virtual void Pull(RequestContextPtr context, std::string address, std::string handoff_id,
                     KvSink* sink, PullCallback done) = 0;
   virtual size_t idle_connections() const = 0;
-  /// Aborts what runs with UNAVAILABLE and closes every connection. Call before destruction.
+  /// Aborts what runs with UNAVAILABLE, closes every connection, and waits like
+  /// HandoffServer::Stop. Pulls that come later fail with UNAVAILABLE.
   virtual void Stop() = 0;
 };
 

@@ -1,6 +1,6 @@
 // One model with one llama context: batched steps, and KV that can be taken out and put in.
-// Together with model.cc and sampler.cc the only code that includes libllama's header. Owned and
-// called by one loop thread (prefill or decode).
+// Nothing outside this folder includes libllama's header. Owned and called by one loop thread
+// (prefill or decode).
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,6 @@
 #include "absl/status/statusor.h"
 #include "kvstore/kv_layout.h"
 #include "workers/engine/model.h"
-
-struct llama_context;
 
 namespace tandem::workers {
 
@@ -31,10 +29,11 @@ struct EngineOptions {
   uint32_t context_tokens = 2048;
   /// Sequences held at once; ids 0 … max_sequences-1.
   uint32_t max_sequences = 8;
-  /// Tokens of one Step at most; also libllama's ubatch.
+  /// Tokens of one Step at most; also libllama's ubatch. More than the KV has room for is reduced
+  /// to that, see Engine::options().
   uint32_t step_tokens = 512;
-  /// Tokens of KV in all. 0: context_tokens × max_sequences. Prefill only; a decode context
-  /// always has context_tokens for each sequence.
+  /// Tokens of KV in all, at least context_tokens. 0: context_tokens × max_sequences. Prefill
+  /// only; a decode context always has context_tokens for each sequence.
   uint64_t kv_tokens = 0;
   /// ggml types of the cache: "f16", "bf16", "f32", "q8_0", "q4_0", …. A quantised V needs flash
   /// attention.
@@ -57,8 +56,10 @@ class Engine {
                                                         const EngineOptions& options);
   ~Engine();
 
+  /// As given to Create, with kv_tokens and step_tokens as they came to be.
   const EngineOptions& options() const { return options_; }
   const Model& model() const { return *model_; }
+  const std::shared_ptr<const Model>& shared_model() const { return model_; }
   /// How extracted KV looks. Opaque for recurrent, hybrid and sliding-window models.
   const kvstore::KvLayout& layout() const { return layout_; }
   /// What must be equal on the other side of a handoff. The same for the prefill and the decode
@@ -73,16 +74,22 @@ class Engine {
     /// Compute logits after the last of the tokens.
     bool want_logits = false;
   };
-  /// One forward pass over all items. REQUIRES: 1 ≤ total tokens ≤ step_tokens; positions
-  /// continue what the sequence holds. RESOURCE_EXHAUSTED when the KV is full (nothing changed),
-  /// INTERNAL when libllama fails.
+  /// One forward pass over all items. A sequence appears in one item at most and its positions
+  /// continue what it holds.
+  ///   INVALID_ARGUMENT    an item is not like that, names no sequence of this engine or no token
+  ///                       of the vocabulary, or there are none or more than step_tokens tokens
+  ///   OUT_OF_RANGE        a sequence would exceed context_tokens
+  ///   RESOURCE_EXHAUSTED  the KV is full
+  ///   INTERNAL            libllama failed; Length says what the sequences hold now
+  /// Nothing has changed after all but the last.
   absl::Status Step(std::span<const StepItem> items);
   /// Logits of item `index` of the last Step, vocabulary_size floats, valid until the next Step.
-  /// REQUIRES: that item wanted logits.
+  /// Empty when that item wanted none or the Step failed.
   std::span<const float> Logits(size_t index) const;
 
-  /// Copies out the KV of positions [first, first + n). Opaque layout: REQUIRES first == 0 and n
-  /// == all that the sequence holds. REQUIRES: use == kPrefill.
+  /// Copies out the KV of positions [first, first + n). INVALID_ARGUMENT when the sequence does
+  /// not hold them or, with an opaque layout, holds others as well; FAILED_PRECONDITION unless
+  /// use == kPrefill.
   absl::StatusOr<kvstore::KvChunk> Extract(int32_t sequence, uint32_t first, uint32_t n);
 
   /// Where a pulled sequence's KV is received: see NewSink and Inject. May be filled on another
@@ -94,25 +101,28 @@ class Engine {
     /// Positions expected.
     virtual uint32_t n_tokens() const = 0;
   };
-  /// Memory for the KV of a sequence of `n_tokens`, laid out for Inject. Thread-safe.
+  /// Memory for the KV of a sequence of `n_tokens`, laid out for Inject; taken when the first
+  /// chunk comes. Thread-safe. The sink may outlive the engine.
   std::unique_ptr<IncomingKv> NewSink(uint32_t n_tokens) const;
   /// Puts received KV in as `sequence`, replacing what it held. FAILED_PRECONDITION when `kv` is
-  /// not complete, DATA_LOSS when libllama does not accept it.
+  /// not complete, RESOURCE_EXHAUSTED when there is no room, DATA_LOSS when libllama does not
+  /// accept it (the sequence is empty then).
   absl::Status Inject(int32_t sequence, const IncomingKv& kv);
 
   /// Drops the sequence's KV.
   void Free(int32_t sequence);
-  /// Renames `from` to `to`, which must be empty; `from` is empty afterwards but must not be
-  /// injected into before the next Step (libllama copies lazily). Decode only.
-  void Move(int32_t from, int32_t to);
+  /// Renames `from` to `to`, which must be empty, by copying its KV; done when it returns.
+  /// `from` is empty afterwards. Decode only. INVALID_ARGUMENT for wrong use, else as Inject;
+  /// `from` is unchanged after an error.
+  absl::Status Move(int32_t from, int32_t to);
   /// Tokens of KV held by the sequence.
   uint32_t Length(int32_t sequence) const;
 
  private:
   Engine() = default;
   struct Impl;
+  std::shared_ptr<const Model> model_;  // outlives the context in impl_
   std::unique_ptr<Impl> impl_;
-  std::shared_ptr<const Model> model_;
   EngineOptions options_;
   kvstore::KvLayout layout_;
   kvstore::Identity identity_;

@@ -36,15 +36,18 @@ class Model {
 
   /// The file's name without directory and ".gguf".
   const std::string& name() const { return name_; }
-  /// SHA-256 of the file, 32 raw bytes.
+  /// SHA-256 of the file (of a split model: of all its files in order), 32 raw bytes.
   const std::string& fingerprint() const { return fingerprint_; }
   const std::string& path() const { return path_; }
+  /// True when it was loaded without weights.
+  bool vocabulary_only() const { return vocabulary_only_; }
   /// The context length that the model was trained with, tokens.
   uint32_t training_context_tokens() const;
   uint32_t vocabulary_size() const;
 
   /// Text to ids. `add_special`: put in front (and behind) what the model wants, such as BOS.
   /// Special tokens spelt out in the text are taken as text. Invalid UTF-8 is not an error here.
+  /// REQUIRES: text.size() < 2 GiB.
   std::vector<int32_t> Tokenize(std::string_view text, bool add_special) const;
   /// One token's bytes, which may be a part of a UTF-8 character. Empty for control tokens and
   /// for ids out of range.
@@ -62,6 +65,7 @@ class Model {
  private:
   Model() = default;
   std::string name_, path_, fingerprint_;
+  bool vocabulary_only_ = false;
   llama_model* model_ = nullptr;
 };
 

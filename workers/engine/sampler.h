@@ -29,6 +29,7 @@ struct SamplingOptions {
 };
 
 /// A number in [0, 1), a pure function of its arguments (splitmix64 finaliser over both).
+/// Neighbouring seeds and positions give unrelated numbers.
 double UniformAt(uint64_t seed, uint32_t position);
 
 /// One sequence's sampler. Not thread-safe.
@@ -42,7 +43,7 @@ class Sampler {
   Sampler& operator=(const Sampler&) = delete;
 
   /// The token for `position` (the prompt's first token has position 0), given its logits, and
-  /// adds it to the history. Ties go to the lowest id.
+  /// adds it to the history. Ties go to the lowest id. REQUIRES: vocabulary_size logits.
   int32_t Sample(std::span<const float> logits, uint32_t position);
   /// Adds a token that another worker sampled to the history.
   void Accept(int32_t token);
@@ -51,10 +52,16 @@ class Sampler {
   bool IsStop(int32_t token) const;
 
  private:
+  /// Fills candidates_ with the tokens that the draw is made from, filtered.
+  void Filter(std::span<const float> logits);
+
   std::shared_ptr<const Model> model_;
   SamplingOptions options_;
-  llama_sampler* chain_ = nullptr;  // null: plain argmax
-  std::vector<std::byte> candidates_;  // llama_token_data of the whole vocabulary, reused
+  bool penalties_ = false;
+  /// libllama's penalties, top-k, top-p and min-p; null when none of them does anything.
+  llama_sampler* chain_ = nullptr;
+  struct Candidates;
+  std::unique_ptr<Candidates> candidates_;  // reused
 };
 
 }  // namespace tandem::workers

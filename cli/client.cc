@@ -1,0 +1,67 @@
+#include "cli/client.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
+#include "base/status.h"
+
+namespace tandem::cli {
+namespace {
+
+/// How long the router asks us to wait, in words; "" when it does not say.
+std::string RetryHint(const grpc::ClientContext& context) {
+  const auto& trailers = context.GetServerTrailingMetadata();
+  const auto found = trailers.find("grpc-retry-pushback-ms");
+  int64_t milliseconds = 0;
+  if (found == trailers.end() ||
+      !absl::SimpleAtoi(absl::string_view(found->second.data(), found->second.size()),
+                        &milliseconds)) {
+    return "";
+  }
+  return absl::StrCat("try again in ", absl::FormatDuration(absl::Milliseconds(milliseconds)));
+}
+
+}  // namespace
+
+std::string DefaultRouter(const Terminal& terminal) {
+  const char* router = terminal.getenv("TANDEM_ROUTER");
+  return router == nullptr || *router == '\0' ? "127.0.0.1:8470" : router;
+}
+
+Option RouterOption(std::string& address) {
+  return {"router", "HOST:PORT", absl::StrCat("Default ", address, "; TANDEM_ROUTER sets another."),
+          ReadText([&address](std::string text) { address = std::move(text); })};
+}
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& router) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return grpc::CreateCustomChannel(router, grpc::InsecureChannelCredentials(), arguments);
+}
+
+int ReportError(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
+                const grpc::ClientContext& context, const Terminal& terminal) {
+  terminal.err << "tandem: "
+               << absl::StatusCodeToString(static_cast<absl::StatusCode>(status.error_code()))
+               << ": " << status.error_message() << "\n";
+  std::string hint = RetryHint(context);
+  // UNAVAILABLE is also what a router answers that has no worker; the channel knows which it was.
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+      channel.GetState(false) != GRPC_CHANNEL_READY) {
+    hint = absl::StrCat("is a router listening on ", router,
+                        "? Start one with 'tandemd --model=FILE', or name another by --router or "
+                        "TANDEM_ROUTER");
+  }
+  if (!hint.empty()) terminal.err << "tandem: hint: " << hint << "\n";
+  return kFailed;
+}
+
+int ReportUsage(const absl::Status& status, const Terminal& terminal) {
+  terminal.err << "tandem: " << status.message() << "\n";
+  return kUsage;
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,35 @@
+// The router's cluster service: workers register and report, operators look.
+#pragma once
+
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "server/router.h"
+#include "tandem/v1/cluster.grpc.pb.h"
+
+namespace tandem::server {
+
+/// Thread-safe.
+class ClusterServiceImpl final : public v1::ClusterService::CallbackService {
+ public:
+  explicit ClusterServiceImpl(RouterCore* core);
+
+  grpc::ServerBidiReactor<v1::WorkerReport, v1::RegisterResponse>* Register(
+      grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* ListWorkers(grpc::CallbackServerContext* context,
+                                        const v1::ListWorkersRequest* request,
+                                        v1::ListWorkersResponse* response) override;
+
+  /// Ends every registration; the workers come back to whoever listens next.
+  void CancelAll();
+
+ private:
+  class RegisterCall;
+  RouterCore* const core_;
+  const std::string router_id_;
+  std::mutex mutex_;
+  std::set<grpc::CallbackServerContext*> open_;  // guarded by mutex_
+};
+
+}  // namespace tandem::server

@@ -1,0 +1,419 @@
+#include "server/config_properties.h"
+
+#include <algorithm>
+#include <iterator>
+#include <type_traits>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
+#include "base/status.h"
+#include "server/config_values.h"
+
+namespace tandem::server {
+namespace {
+
+constexpr uint64_t kKiB = 1024, kMiB = kKiB * 1024, kGiB = kMiB * 1024, kTiB = kGiB * 1024;
+constexpr int64_t kMs = 1'000'000;  // nanoseconds
+constexpr uint64_t kSecond = 1'000'000'000, kMinute = 60 * kSecond, kHour = 60 * kMinute;
+
+const std::vector<const char*> kRoles = {"all", "router", "worker", "store"};
+const std::vector<const char*> kPhases = {"prefill", "decode"};
+const std::vector<const char*> kCacheTypes = {"f32",  "f16",  "bf16", "q8_0",  "q5_1",
+                                              "q5_0", "q4_1", "q4_0", "iq4_nl"};
+
+std::vector<Property> EveryRole() {
+  constexpr Users kUsers = Users::kEveryRole;
+  return {
+      {"role", kUsers, &Config::role,
+       "What this process is. `all`: a router, a prefill worker and a decode worker, on loopback.",
+       TextKind::kWord, 0, 0, kRoles},
+      {"model", kUsers, &Config::model,
+       "The GGUF file to serve. Required. A router reads only its vocabulary.", TextKind::kPath},
+      {"metrics_listen", kUsers, &Config::metrics_listen,
+       "Where Prometheus scrapes `/metrics`. Empty: nowhere.", TextKind::kOptionalListener},
+      {"insecure", kUsers, &Config::insecure,
+       "Permit listening on addresses that other machines reach, although nothing is encrypted and "
+       "nobody is authenticated."},
+      {"log_level",
+       kUsers,
+       &Config::log_level,
+       "The least severe lines to log.",
+       TextKind::kWord,
+       0,
+       0,
+       {"debug", "info", "warn", "error"}},
+      {"log_format",
+       kUsers,
+       &Config::log_format,
+       "How log lines look; they go to stderr.",
+       TextKind::kWord,
+       0,
+       0,
+       {"text", "json"}},
+      {"drain_timeout", kUsers, &Config::drain_timeout,
+       "After SIGTERM, how long running requests may take to finish.", TextKind::kAny, kHour, 0},
+      {"port_file", kUsers, &Config::port_file,
+       "A file to which the bound ports are written as JSON once the process is ready; for scripts "
+       "that use port 0. Empty: none.",
+       TextKind::kPath},
+  };
+}
+
+std::vector<Property> RouterOnly() {
+  constexpr Users kUsers = Users::kRouter;
+  return {
+      {"listen", kUsers, &Config::listen, "Where clients and workers reach the router, by gRPC.",
+       TextKind::kListener},
+      {"tenants", kUsers, &Config::tenants, "The tenants whose requests are served.",
+       TextKind::kIdentifier},
+      {"max_requests", kUsers, &Config::max_requests,
+       "Requests in flight at once; more are refused with RESOURCE_EXHAUSTED.", TextKind::kAny,
+       1'000'000, 1},
+      {"retry_after", kUsers, &Config::retry_after,
+       "The delay that a refused client is told to wait before it tries again.", TextKind::kAny,
+       10 * kMinute, 10 * kMs},
+      {"max_prompt_bytes", kUsers, &Config::max_prompt_bytes, "The longest prompt text.",
+       TextKind::kAny, kGiB, 1},
+      {"max_message_bytes", kUsers, &Config::max_message_bytes,
+       "The largest gRPC message that is read at all. Between this and max_prompt_bytes a prompt "
+       "is refused with a precise message, above it by gRPC itself.",
+       TextKind::kAny, kGiB, static_cast<int64_t>(64 * kKiB)},
+      {"worker_timeout", kUsers, &Config::worker_timeout,
+       "A worker that has not reported for so long gets no new requests.", TextKind::kAny,
+       10 * kMinute, 100 * kMs},
+  };
+}
+
+std::vector<Property> WorkerIdentity() {
+  constexpr Users kUsers = Users::kWorker;
+  return {
+      {"phase", kUsers, &Config::phase,
+       "What the worker does. Required for `role: worker`; with `role: all` there is one of each.",
+       TextKind::kWord, 0, 0, kPhases},
+      {"name", kUsers, &Config::name,
+       "The worker's name in status, logs and metrics. Empty: the host's name and the phase.",
+       TextKind::kOptionalIdentifier},
+      {"routers", kUsers, &Config::routers,
+       "Every router to report to. Required for `role: worker`.", TextKind::kPeer},
+      {"worker_listen", kUsers, &Config::worker_listen, "Where routers reach the worker, by gRPC.",
+       TextKind::kListener},
+      {"data_listen", kUsers, &Config::data_listen, "Where other workers fetch KV from this one.",
+       TextKind::kListener},
+      {"advertise_host", kUsers, &Config::advertise_host,
+       "The host under which others reach this worker. Empty: the host of `worker_listen` and "
+       "`data_listen`, or the machine's name where those are 0.0.0.0 or [::].",
+       TextKind::kHost},
+  };
+}
+
+std::vector<Property> WorkerEngine() {
+  constexpr Users kUsers = Users::kWorker;
+  return {
+      {"context_tokens", kUsers, &Config::context_tokens,
+       "Tokens of prompt and answer together. 0: what the model was trained with, at most 8192.",
+       TextKind::kAny, 1 << 20, 0},
+      {"prefill_sequences", kUsers, &Config::prefill_sequences,
+       "Prompts held at once by a prefill worker.", TextKind::kAny, 128, 1},
+      {"decode_sequences", kUsers, &Config::decode_sequences,
+       "Sequences generated at once by a decode worker.", TextKind::kAny, 256, 1},
+      {"step_tokens", kUsers, &Config::step_tokens,
+       "Tokens of one forward pass at most. Larger is faster for prompts, and takes memory.",
+       TextKind::kAny, 65536, 1},
+      {"chunk_tokens", kUsers, &Config::chunk_tokens,
+       "Tokens of KV that are handed over as one piece.", TextKind::kAny, 65536, 1},
+      {"k_type", kUsers, &Config::k_type,
+       "Element type of the cached keys; the same on all workers.", TextKind::kWord, 0, 0,
+       kCacheTypes},
+      {"v_type", kUsers, &Config::v_type,
+       "Element type of the cached values; the same on all workers. Quantised types need "
+       "`flash_attention`.",
+       TextKind::kWord, 0, 0, kCacheTypes},
+      {"flash_attention", kUsers, &Config::flash_attention,
+       "Compute attention in one fused pass; the same on all workers."},
+      {"threads", kUsers, &Config::threads,
+       "Compute threads of each engine. 0: the cores that are free for it. Never more engine "
+       "threads than cores: they wait by spinning.",
+       TextKind::kAny, 1024, 0},
+      {"cpus", kUsers, &Config::cpus, "Cores to pin the engine threads to. Empty: no pinning.",
+       TextKind::kAny, 4095, 0},
+      {"gpu_layers", kUsers, &Config::gpu_layers,
+       "Layers to compute on a GPU, where libllama was built for one. -1: all.", TextKind::kAny,
+       10'000, -1},
+  };
+}
+
+std::vector<Property> WorkerLimits() {
+  constexpr Users kUsers = Users::kWorker;
+  return {
+      {"max_queued", kUsers, &Config::max_queued,
+       "Requests that may wait; more are refused with RESOURCE_EXHAUSTED.", TextKind::kAny,
+       1'000'000, 1},
+      {"handoff_buffer_bytes", kUsers, &Config::handoff_buffer_bytes,
+       "Computed KV that may wait to be fetched. When it is full, no further prompt is begun.",
+       TextKind::kAny, 16 * kTiB, static_cast<int64_t>(kMiB)},
+      {"handoff_lease", kUsers, &Config::handoff_lease,
+       "KV that nobody has fetched for so long is dropped.", TextKind::kAny, kHour, 100 * kMs},
+      {"report_interval", kUsers, &Config::report_interval,
+       "How often a worker reports its load to the routers.", TextKind::kAny, kMinute, 10 * kMs},
+  };
+}
+
+std::vector<Property> MakeTable() {
+  std::vector<Property> all;
+  for (auto part : {EveryRole(), RouterOnly(), WorkerIdentity(), WorkerEngine(), WorkerLimits()}) {
+    std::move(part.begin(), part.end(), std::back_inserter(all));
+  }
+  return all;
+}
+
+bool IsIdentifier(std::string_view text) {
+  return !text.empty() && text.size() <= 64 && std::all_of(text.begin(), text.end(), [](char c) {
+    return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-';
+  });
+}
+
+/// "" when `text` is allowed, else what is wrong with it.
+std::string TextFault(const Property& property, const std::string& text) {
+  const std::string kFault = "not allowed";
+  switch (property.text) {
+    case TextKind::kAny:
+      return "";
+    case TextKind::kPath:
+      // Such a path is a slip, e.g. a line break inside quotes.
+      return std::any_of(text.begin(), text.end(), absl::ascii_iscntrl)
+                 ? "a character that no path has"
+                 : "";
+    case TextKind::kWord: {
+      const auto& words = property.words;
+      return std::find(words.begin(), words.end(), text) == words.end() ? kFault : "";
+    }
+    case TextKind::kIdentifier:
+      return IsIdentifier(text) ? "" : kFault;
+    case TextKind::kOptionalIdentifier:
+      return text.empty() || IsIdentifier(text) ? "" : kFault;
+    case TextKind::kHost:
+      // A port of its own makes the host's syntax the only thing that can be wrong.
+      if (text.empty() || ParseHostPort(text + ":1").ok()) return "";
+      return ParseHostPort(absl::StrCat("[", text, "]:1")).ok() ? "" : kFault;
+    case TextKind::kOptionalListener:
+      if (text.empty()) return "";
+      [[fallthrough]];
+    case TextKind::kListener:
+    case TextKind::kPeer:
+      break;
+  }
+  const auto address = ParseHostPort(text);
+  if (!address.ok()) return std::string(address.status().message());
+  return property.text == TextKind::kPeer && address->port == 0 ? "the port is 0" : "";
+}
+
+/// Reads one value of each member type; an overload returns "" or what is wrong.
+struct Reader {
+  const Property& property;
+
+  std::string operator()(const std::string& text, std::string& out) const {
+    out = text;
+    return TextFault(property, text);
+  }
+  std::string operator()(const std::string& text, bool& out) const {
+    return absl::SimpleAtob(text, &out) ? "" : "neither true nor false";
+  }
+  template <typename Integer>
+  std::string Number(const std::string& text, Integer& out) const {
+    int64_t number = 0;
+    if (!absl::SimpleAtoi(text, &number)) return "not a whole number";
+    if (number < property.min || number > static_cast<int64_t>(property.max)) return "out of range";
+    out = static_cast<Integer>(number);
+    return "";
+  }
+  std::string operator()(const std::string& text, uint32_t& out) const { return Number(text, out); }
+  std::string operator()(const std::string& text, int32_t& out) const { return Number(text, out); }
+  std::string operator()(const std::string& text, uint64_t& out) const {
+    const auto bytes = ParseBytes(text);
+    if (!bytes.ok()) return std::string(bytes.status().message());
+    out = *bytes;
+    const bool fits = out >= static_cast<uint64_t>(property.min) && out <= property.max;
+    return fits ? "" : "out of range";
+  }
+  std::string operator()(const std::string& text, absl::Duration& out) const {
+    const auto duration = ParseDuration(text);
+    if (!duration.ok()) return std::string(duration.status().message());
+    out = *duration;
+    const bool fits = out >= absl::Nanoseconds(property.min) &&
+                      out <= absl::Nanoseconds(static_cast<int64_t>(property.max));
+    return fits ? "" : "out of range";
+  }
+  template <typename Enum>
+  std::string Word(const std::string& text, Enum& out) const {
+    const auto found = std::find(property.words.begin(), property.words.end(), text);
+    if (found == property.words.end()) return "not allowed";
+    out = static_cast<Enum>(found - property.words.begin());
+    return "";
+  }
+  std::string operator()(const std::string& text, Role& out) const { return Word(text, out); }
+  std::string operator()(const std::string& text, std::optional<Phase>& out) const {
+    return Word(text, out.emplace());
+  }
+};
+
+template <typename T>
+struct IsVector : std::false_type {};
+template <typename T>
+struct IsVector<std::vector<T>> : std::true_type {};
+
+template <typename T>
+struct ValueOf;
+template <typename T>
+struct ValueOf<T Config::*> {
+  using Type = T;
+};
+
+template <typename T>
+std::string ReadAll(const Property& property, std::span<const std::string> values, T& out) {
+  const Reader read{property};
+  if constexpr (IsVector<T>::value) {
+    T result;
+    for (const std::string& value : values) {
+      typename T::value_type element{};
+      if (std::string fault = read(value, element); !fault.empty()) {
+        return values.size() == 1 ? fault : absl::StrCat("'", value, "': ", fault);
+      }
+      if (std::find(result.begin(), result.end(), element) != result.end()) {
+        return absl::StrCat("'", value, "' is there twice");
+      }
+      result.push_back(std::move(element));
+    }
+    out = std::move(result);
+    return "";
+  } else {
+    T result{};
+    std::string fault = read(values[0], result);
+    if (fault.empty()) out = std::move(result);
+    return fault;
+  }
+}
+
+std::string DurationText(int64_t nanoseconds) {
+  return absl::FormatDuration(absl::Nanoseconds(nanoseconds));
+}
+
+struct Writer {
+  std::string operator()(const std::string& value) const { return value; }
+  std::string operator()(bool value) const { return value ? "true" : "false"; }
+  std::string operator()(uint32_t value) const { return absl::StrCat(value); }
+  std::string operator()(int32_t value) const { return absl::StrCat(value); }
+  std::string operator()(uint64_t value) const { return FormatBytes(value); }
+  std::string operator()(absl::Duration value) const { return absl::FormatDuration(value); }
+  std::string operator()(Role value) const { return std::string(RoleName(value)); }
+  std::string operator()(Phase value) const { return std::string(PhaseName(value)); }
+};
+
+std::string AllowedText(const Property& property) {
+  switch (property.text) {
+    case TextKind::kAny:
+      return "any text";
+    case TextKind::kPath:
+      return "a path";
+    case TextKind::kWord:
+      return absl::StrCat("one of ", absl::StrJoin(property.words, ", "));
+    case TextKind::kListener:
+      return "host:port";
+    case TextKind::kOptionalListener:
+      return "host:port or nothing";
+    case TextKind::kPeer:
+      return "host:port with a port from 1 to 65535";
+    case TextKind::kHost:
+      return "a host's name or address, or nothing";
+    case TextKind::kIdentifier:
+      return "1 to 64 letters, digits, '.', '_' and '-'";
+    case TextKind::kOptionalIdentifier:
+      return "at most 64 letters, digits, '.', '_' and '-'";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string_view RoleName(Role role) { return kRoles[static_cast<size_t>(role)]; }
+std::string_view PhaseName(Phase phase) { return kPhases[static_cast<size_t>(phase)]; }
+
+std::span<const Property> Properties() {
+  static const auto* const table = new std::vector<Property>(MakeTable());
+  return *table;
+}
+
+const Property* FindProperty(std::string_view name) {
+  std::string key(name);
+  std::replace(key.begin(), key.end(), '-', '_');
+  for (const Property& property : Properties()) {
+    if (key == property.name) return &property;
+  }
+  return nullptr;
+}
+
+bool IsList(const Property& property) {
+  return std::visit(
+      [](auto member) { return IsVector<typename ValueOf<decltype(member)>::Type>::value; },
+      property.member);
+}
+
+bool IsFlag(const Property& property) {
+  return std::holds_alternative<bool Config::*>(property.member);
+}
+
+absl::Status SetProperty(const Property& property, std::span<const std::string> values,
+                         std::string_view origin, Config& config) {
+  const std::string fault = std::visit(
+      [&](auto member) { return ReadAll(property, values, config.*member); }, property.member);
+  if (fault.empty()) return absl::OkStatus();
+  // A value may be megabytes of someone's mistaken file; its beginning identifies it.
+  std::string shown = absl::StrJoin(values, ",").substr(0, 200);
+  return absl::InvalidArgumentError(absl::StrCat(property.name, " is '", shown, "' (from ",
+                                                 View(origin), "): ", fault, "; allowed is ",
+                                                 Allowed(property)));
+}
+
+std::vector<std::string> PropertyValues(const Property& property, const Config& config) {
+  return std::visit(
+      [&](auto member) -> std::vector<std::string> {
+        const auto& value = config.*member;
+        using T = typename ValueOf<decltype(member)>::Type;
+        if constexpr (IsVector<T>::value) {
+          std::vector<std::string> texts;
+          for (const auto& element : value) texts.push_back(Writer()(element));
+          return texts;
+        } else if constexpr (std::is_same_v<T, std::optional<Phase>>) {
+          return value ? std::vector<std::string>{Writer()(*value)} : std::vector<std::string>{};
+        } else {
+          return {Writer()(value)};
+        }
+      },
+      property.member);
+}
+
+std::string Allowed(const Property& property) {
+  const auto max = static_cast<int64_t>(property.max);
+  std::string element = std::visit(
+      [&](auto member) -> std::string {
+        using T = typename ValueOf<decltype(member)>::Type;
+        if constexpr (std::is_same_v<T, bool>) return "true or false";
+        if constexpr (std::is_same_v<T, uint64_t>) {
+          return absl::StrCat("a size from ", FormatBytes(property.min), " to ",
+                              FormatBytes(property.max));
+        }
+        if constexpr (std::is_same_v<T, absl::Duration>) {
+          return absl::StrCat("a duration from ", DurationText(property.min), " to ",
+                              DurationText(max));
+        }
+        if constexpr (std::is_same_v<T, uint32_t> || std::is_same_v<T, int32_t> ||
+                      std::is_same_v<T, std::vector<int32_t>>) {
+          return absl::StrCat("a whole number from ", property.min, " to ", max);
+        }
+        return AllowedText(property);
+      },
+      property.member);
+  return IsList(property) ? absl::StrCat("a list, each ", element) : element;
+}
+
+}  // namespace tandem::server

@@ -1,0 +1,170 @@
+#include "server/daemon.h"
+
+#include <prometheus/registry.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/status.h"
+
+namespace tandem::server {
+namespace {
+
+constexpr uint32_t kDefaultContextTokens = 8192;
+constexpr std::chrono::milliseconds kPollInterval{10};
+
+/// `wanted`, or what the model was trained with, within reason.
+uint32_t ContextTokens(const Config& config, const workers::Model& model) {
+  if (config.context_tokens != 0) return config.context_tokens;
+  return std::min(model.training_context_tokens(), kDefaultContextTokens);
+}
+
+workers::EngineOptions EngineOptionsFor(const Config& config, Phase phase,
+                                        const workers::Model& model) {
+  const bool prefill = phase == Phase::kPrefill;
+  workers::EngineOptions options;
+  options.use = prefill ? workers::EngineOptions::Use::kPrefill : workers::EngineOptions::Use::kDecode;
+  options.context_tokens = ContextTokens(config, model);
+  options.max_sequences = prefill ? config.prefill_sequences : config.decode_sequences;
+  options.step_tokens = config.step_tokens;
+  // Prompts stay only while they are computed: two of full length keep the steps full.
+  if (prefill) {
+    options.kv_tokens = uint64_t{options.context_tokens} * std::min(2u, options.max_sequences);
+  }
+  options.k_type = config.k_type;
+  options.v_type = config.v_type;
+  options.flash_attention = config.flash_attention;
+  options.threads = EngineThreads(config);
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
+  std::unique_ptr<Daemon> daemon(new Daemon(config));
+  RETURN_IF_ERROR(daemon->StartParts());
+  return daemon;
+}
+
+absl::Status Daemon::StartParts() {
+  const bool routes = config_.role == Role::kAll || config_.role == Role::kRouter;
+  auto registry = std::make_shared<prometheus::Registry>();
+  if (!config_.metrics_listen.empty()) {
+    ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen));
+    metrics_server_->Add(registry);
+  }
+  const Stopwatch loading;
+  ASSIGN_OR_RETURN(const std::shared_ptr<const workers::Model> model,
+                   workers::Model::Load({.path = config_.model,
+                                         .vocabulary_only = config_.role == Role::kRouter,
+                                         .gpu_layers = config_.gpu_layers}));
+  spdlog::info("model loaded name={} seconds={:.2f}", model->name(), loading.seconds());
+  if (routes) {
+    ASSIGN_OR_RETURN(router_, Router::Start({.listen = config_.listen,
+                                             .tenants = config_.tenants,
+                                             .max_requests = config_.max_requests,
+                                             .retry_after = config_.retry_after,
+                                             .max_prompt_bytes = config_.max_prompt_bytes,
+                                             .max_message_bytes = config_.max_message_bytes,
+                                             .worker_timeout = config_.worker_timeout},
+                                            model, registry));
+  }
+  if (config_.role == Role::kAll) {
+    const std::vector<std::string> self = {absl::StrCat("127.0.0.1:", router_->port())};
+    RETURN_IF_ERROR(StartWorker(Phase::kPrefill, self, model, registry));
+    RETURN_IF_ERROR(StartWorker(Phase::kDecode, self, model, registry));
+    WaitReady();
+  } else if (config_.role == Role::kWorker) {
+    RETURN_IF_ERROR(StartWorker(*config_.phase, config_.routers, model, registry));
+  }
+  return config_.port_file.empty() ? absl::OkStatus() : WritePortFile();
+}
+
+absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& routers,
+                                 const std::shared_ptr<const workers::Model>& model,
+                                 const std::shared_ptr<prometheus::Registry>& registry) {
+  workers::WorkerOptions options;
+  options.name = WorkerName(config_, phase);
+  options.phase = phase == Phase::kPrefill ? v1::PHASE_PREFILL : v1::PHASE_DECODE;
+  options.engine = EngineOptionsFor(config_, phase, *model);
+  options.cpus = config_.cpus;
+  // In one process the two workers need no more than loopback, on ports of their own.
+  const bool loopback = config_.role == Role::kAll;
+  options.grpc_listen = loopback ? "127.0.0.1:0" : config_.worker_listen;
+  options.data_listen = loopback ? "127.0.0.1:0" : config_.data_listen;
+  options.grpc_advertised_host = loopback ? "127.0.0.1" : AdvertisedHost(config_, options.grpc_listen);
+  options.data_advertised_host = loopback ? "127.0.0.1" : AdvertisedHost(config_, options.data_listen);
+  options.routers = routers;
+  options.max_queued = config_.max_queued;
+  options.chunk_tokens = config_.chunk_tokens;
+  options.handoff_buffer_bytes = config_.handoff_buffer_bytes;
+  options.handoff_lease = config_.handoff_lease;
+  options.report_interval = config_.report_interval;
+  ASSIGN_OR_RETURN(auto worker, workers::Worker::Start(std::move(options), model, registry));
+  workers_.push_back(std::move(worker));
+  return absl::OkStatus();
+}
+
+void Daemon::WaitReady() {
+  // Both workers are in this process: they register within milliseconds.
+  const Stopwatch waited;
+  while (!router_->ready() && waited.seconds() < 10) std::this_thread::sleep_for(kPollInterval);
+}
+
+absl::Status Daemon::WritePortFile() const {
+  nlohmann::json ports;
+  if (router_ != nullptr) ports["router"] = router_->port();
+  if (metrics_server_ != nullptr) ports["metrics"] = metrics_server_->port();
+  for (const auto& worker : workers_) {
+    ports["workers"].push_back({{"grpc", worker->grpc_port()}, {"data", worker->data_port()}});
+  }
+  // Renamed into place, so that whoever waits for the file never reads half of it.
+  const std::string temporary = config_.port_file + ".tmp";
+  {
+    std::ofstream out(temporary);
+    out << ports.dump(2) << "\n";
+    if (!out.good()) {
+      return absl::InvalidArgumentError(absl::StrCat("port_file: cannot write ", temporary));
+    }
+  }
+  if (std::rename(temporary.c_str(), config_.port_file.c_str()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("port_file: cannot write ", config_.port_file));
+  }
+  return absl::OkStatus();
+}
+
+void Daemon::Drain() {
+  const auto unfinished = [this] {
+    uint32_t n = router_ != nullptr ? router_->in_flight() : 0;
+    for (const auto& worker : workers_) n += worker->unfinished();
+    return n;
+  };
+  spdlog::info("draining unfinished={} timeout={}", unfinished(),
+               absl::FormatDuration(config_.drain_timeout));
+  if (router_ != nullptr) {
+    router_->Drain();
+  } else {
+    for (const auto& worker : workers_) worker->Drain();
+  }
+  const Stopwatch waited;
+  while (unfinished() > 0 && waited.seconds() < absl::ToDoubleSeconds(config_.drain_timeout)) {
+    std::this_thread::sleep_for(kPollInterval);
+  }
+  if (const uint32_t left = unfinished(); left > 0) {
+    spdlog::warn("drain_timeout reached, ending {} requests", left);
+  }
+}
+
+Daemon::~Daemon() {
+  if (router_ != nullptr) router_->Stop();
+  for (const auto& worker : workers_) worker->Stop();
+}
+
+}  // namespace tandem::server

@@ -1,0 +1,121 @@
+// A router: the public inference service and the cluster service, over one view of the workers.
+// Built by the daemon for the roles `router` and `all`.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/grpc_server.h"
+#include "scheduler/cluster_view.h"
+#include "server/request_check.h"
+#include "server/router_metrics.h"
+#include "tandem/v1/worker.grpc.pb.h"
+#include "workers/engine/model.h"
+
+namespace tandem::server {
+
+class InferenceServiceImpl;
+class ClusterServiceImpl;
+
+struct RouterOptions {
+  std::string listen;
+  std::vector<std::string> tenants;
+  uint32_t max_requests = 256;
+  absl::Duration retry_after = absl::Seconds(1);
+  uint64_t max_prompt_bytes = 4 << 20;
+  uint64_t max_message_bytes = 128 << 20;
+  absl::Duration worker_timeout = absl::Seconds(5);
+};
+
+/// What the services and calls of one router share. Thread-safe.
+class RouterCore {
+ public:
+  RouterCore(RouterOptions options, std::shared_ptr<const workers::Model> model,
+             std::shared_ptr<prometheus::Registry> registry);
+
+  const RouterOptions& options() const { return options_; }
+  const workers::Model& model() const { return *model_; }
+  const std::shared_ptr<const workers::Model>& shared_model() const { return model_; }
+  scheduler::ClusterView& view() { return view_; }
+  RouterMetrics& metrics() { return metrics_; }
+
+  /// Counts a request in. UNAVAILABLE while draining, RESOURCE_EXHAUSTED when max_requests are in
+  /// flight.
+  absl::Status Admit();
+  /// Counts it out.
+  void Leave();
+  uint32_t in_flight() const { return in_flight_; }
+  void Drain() { draining_ = true; }
+  /// Blocks until nothing is in flight.
+  void WaitIdle();
+
+  /// The limits that hold now; context_tokens is the smallest among the workers.
+  RequestLimits Limits() const;
+
+  /// A worker's service, from AddWorker until RemoveWorker; null when it is gone.
+  std::shared_ptr<v1::WorkerService::Stub> WorkerStub(const std::string& worker_id);
+  /// A worker registered; returns the registration's number. Connects to it.
+  uint64_t AddWorker(const v1::WorkerInfo& info);
+  void RemoveWorker(const std::string& worker_id, uint64_t registration);
+
+ private:
+  struct Connection {
+    uint64_t registration = 0;
+    uint32_t context_tokens = 0;
+    std::shared_ptr<v1::WorkerService::Stub> stub;
+  };
+  const RouterOptions options_;
+  const std::shared_ptr<const workers::Model> model_;
+  scheduler::ClusterView view_;
+  RouterMetrics metrics_;
+  std::atomic<uint32_t> in_flight_{0};
+  std::atomic<bool> draining_{false};
+  mutable std::mutex mutex_;
+  std::condition_variable idle_;
+  std::map<std::string, Connection> connections_;  // guarded by mutex_
+};
+
+/// Life: Start ──> serving ── Drain ──> draining ── Stop ──> stopped. For one controlling thread.
+class Router {
+ public:
+  static absl::StatusOr<std::unique_ptr<Router>> Start(
+      RouterOptions options, std::shared_ptr<const workers::Model> model,
+      std::shared_ptr<prometheus::Registry> registry);
+  ~Router();
+
+  int port() const { return grpc_.port; }
+  /// Every phase has a worker: health says SERVING.
+  bool ready() const;
+  /// Health turns to NOT_SERVING and new requests are refused; running ones go on.
+  void Drain();
+  uint32_t in_flight() const { return core_.in_flight(); }
+  /// Cancels what still runs and stops every thread.
+  void Stop();
+
+ private:
+  Router(RouterOptions options, std::shared_ptr<const workers::Model> model,
+         std::shared_ptr<prometheus::Registry> registry);
+  // Keeps health and gauges up to date until Stop.
+  void Watch();
+  void SetHealth(bool serving);
+
+  RouterCore core_;
+  std::unique_ptr<InferenceServiceImpl> inference_;
+  std::unique_ptr<ClusterServiceImpl> cluster_;
+  GrpcServer grpc_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ = false;  // guarded by mutex_
+  bool draining_ = false;  // guarded by mutex_
+  std::thread watcher_;
+};
+
+}  // namespace tandem::server

@@ -1,0 +1,189 @@
+#include "server/router_metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <utility>
+
+#include "workers/metric_buckets.h"
+
+namespace tandem::server {
+namespace {
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+using prometheus::Counter;
+using prometheus::Family;
+using prometheus::Gauge;
+using prometheus::Histogram;
+using prometheus::Labels;
+
+constexpr std::array kStages = {"prefill_queue", "prefill", "handoff", "decode_queue", "decode"};
+constexpr std::array kReasons = {"other",   "queue_full", "draining", "no_worker",
+                                 "invalid", "tenant",     "model"};
+constexpr std::array kPhases = {"prefill", "decode"};
+constexpr char kOtherTenant[] = "other";
+
+/// Seconds that a router adds: mostly below a millisecond, where vLLM has no bucket.
+Buckets OverheadBuckets() {
+  return {.00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1};
+}
+
+/// What is counted for each tenant.
+struct TenantFamilies {
+  Counter *started, *prompt_tokens, *generated_tokens;
+  Histogram *ttft, *tpot, *e2e;
+};
+
+}  // namespace
+
+struct RouterMetrics::Families {
+  Families(prometheus::Registry& registry, const std::string& model_name)
+      : labels({{"model_name", model_name}}),
+        ended(BuildCounter()
+                  .Name("tandem_router_requests_total")
+                  .Help("Admitted requests that ended, by status code and finish reason")
+                  .Register(registry)),
+        in_flight(BuildGauge()
+                      .Name("tandem_router_requests_in_flight")
+                      .Help("Requests admitted and not yet ended")
+                      .Register(registry)
+                      .Add(labels)),
+        limit(BuildGauge()
+                  .Name("tandem_router_requests_limit")
+                  .Help("Most requests in flight")
+                  .Register(registry)
+                  .Add(labels)),
+        overhead(BuildHistogram()
+                     .Name("tandem_router_overhead_seconds")
+                     .Help("What the router itself adds to a first token")
+                     .Register(registry)
+                     .Add(labels, OverheadBuckets())) {
+    AddClosedSets(registry);
+  }
+
+  Labels With(const std::string& name, std::string_view value) const {
+    Labels all = labels;
+    all[name] = std::string(value);
+    return all;
+  }
+
+  void AddClosedSets(prometheus::Registry& registry) {
+    auto& rejections = BuildCounter()
+                           .Name("tandem_router_rejected_total")
+                           .Help("Requests refused before admission, by why")
+                           .Register(registry);
+    for (const char* reason : kReasons) {
+      rejected.push_back(&rejections.Add(With("reason", reason)));
+    }
+    auto& pool = BuildGauge()
+                     .Name("tandem_router_workers")
+                     .Help("Workers that can be used now")
+                     .Register(registry);
+    for (const char* phase : kPhases) workers.push_back(&pool.Add(With("phase", phase)));
+    auto& stages = BuildHistogram()
+                       .Name("tandem_router_stage_seconds")
+                       .Help("Where a finished request's time went")
+                       .Register(registry);
+    for (const char* stage : kStages) {
+      stage_seconds.push_back(&stages.Add(With("stage", stage), TtftBuckets()));
+    }
+  }
+
+  void AddTenant(prometheus::Registry& registry, const std::string& tenant) {
+    const Labels all = With("tenant", tenant);
+    const auto counter = [&](const char* name, const char* help) {
+      return &BuildCounter().Name(name).Help(help).Register(registry).Add(all);
+    };
+    const auto histogram = [&](const char* name, const char* help, const Buckets& buckets) {
+      return &BuildHistogram().Name(name).Help(help).Register(registry).Add(all, buckets);
+    };
+    tenants[tenant] = {
+        .started = counter("tandem_router_requests_started_total", "Requests admitted"),
+        .prompt_tokens =
+            counter("tandem_router_prompt_tokens_total", "Prompt tokens of requests that ended"),
+        .generated_tokens = counter("tandem_router_generated_tokens_total",
+                                    "Tokens generated for requests that ended"),
+        .ttft =
+            histogram("tandem_router_ttft_seconds", "Arrival to first token sent", TtftBuckets()),
+        .tpot = histogram("tandem_router_tpot_seconds",
+                          "A request's mean time per token after the first",
+                          FineTokenIntervalBuckets()),
+        .e2e = histogram("tandem_router_request_seconds", "Arrival to end", RequestBuckets()),
+    };
+  }
+
+  const std::pair<const std::string, TenantFamilies>& Tenant(std::string_view name) const {
+    const auto found = tenants.find(name);
+    return found == tenants.end() ? *tenants.find(kOtherTenant) : *found;
+  }
+
+  const Labels labels;
+  Family<Counter>& ended;
+  Gauge &in_flight, &limit;
+  Histogram& overhead;
+  std::vector<Counter*> rejected;         // as kReasons
+  std::vector<Gauge*> workers;            // as kPhases
+  std::vector<Histogram*> stage_seconds;  // as kStages
+  // Not changed after construction; "other" is always there.
+  std::map<std::string, TenantFamilies, std::less<>> tenants;
+};
+
+RouterMetrics::RouterMetrics(std::shared_ptr<prometheus::Registry> registry, std::string model_name,
+                             const std::vector<std::string>& tenants)
+    : registry_(std::move(registry)),
+      families_(std::make_unique<Families>(*registry_, model_name)) {
+  for (const std::string& tenant : tenants) families_->AddTenant(*registry_, tenant);
+  families_->AddTenant(*registry_, kOtherTenant);
+}
+
+RouterMetrics::~RouterMetrics() = default;
+
+void RouterMetrics::RequestStarted(std::string_view tenant) {
+  families_->Tenant(tenant).second.started->Increment();
+}
+
+void RouterMetrics::RequestEnded(const EndedRequest& request) {
+  const auto& [tenant, metrics] = families_->Tenant(request.tenant);
+  Labels labels = families_->With("tenant", tenant);
+  labels["code"] = absl::StatusCodeToString(request.code);
+  labels["finish"] =
+      request.finish == "stop" || request.finish == "length" ? std::string(request.finish) : "none";
+  families_->ended.Add(labels).Increment();
+  if (request.ttft_s) metrics.ttft->Observe(*request.ttft_s);
+  if (request.tpot_s) metrics.tpot->Observe(*request.tpot_s);
+  metrics.e2e->Observe(request.e2e_s);
+  metrics.prompt_tokens->Increment(request.prompt_tokens);
+  metrics.generated_tokens->Increment(request.generated_tokens);
+}
+
+void RouterMetrics::Rejected(std::string_view reason) {
+  const auto found = std::find(kReasons.begin(), kReasons.end(), reason);
+  const size_t index = found == kReasons.end() ? 0 : static_cast<size_t>(found - kReasons.begin());
+  families_->rejected[index]->Increment();
+}
+
+void RouterMetrics::InFlight(uint32_t n, uint32_t limit) {
+  families_->in_flight.Set(n);
+  families_->limit.Set(limit);
+}
+
+void RouterMetrics::Workers(std::string_view phase, uint32_t n) {
+  for (size_t i = 0; i < kPhases.size(); ++i) {
+    if (phase == kPhases[i]) families_->workers[i]->Set(n);
+  }
+}
+
+void RouterMetrics::StageSeconds(Stage stage, double seconds) {
+  families_->stage_seconds[static_cast<size_t>(stage)]->Observe(seconds);
+}
+
+void RouterMetrics::RouterOverheadSeconds(double seconds) { families_->overhead.Observe(seconds); }
+
+}  // namespace tandem::server

@@ -1,0 +1,176 @@
+#include "tests/support/tiny_model.h"
+
+#include <cmath>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "ggml.h"
+#include "gguf.h"
+
+namespace tandem::testing_models {
+namespace {
+
+constexpr int64_t kWidth = 64, kInner = 2 * kWidth, kFeedForward = 96;
+constexpr uint32_t kHeads = 2;
+
+class Writer {
+ public:
+  Writer(gguf_context* tokenizer, const std::string& architecture, uint32_t layers)
+      : gguf_(gguf_init_empty(), gguf_free),
+        ggml_(ggml_init({.mem_size = size_t{32} << 20, .mem_buffer = nullptr, .no_alloc = false}),
+              ggml_free),
+        architecture_(architecture) {
+    gguf_set_kv(gguf_.get(), tokenizer);
+    gguf_set_val_str(gguf_.get(), "general.architecture", architecture.c_str());
+    const int64_t tokens = gguf_find_key(tokenizer, "tokenizer.ggml.tokens");
+    vocabulary_ = static_cast<int64_t>(gguf_get_arr_n(tokenizer, tokens));
+    Number("block_count", layers);
+    Number("context_length", 2048);
+    Number("embedding_length", kWidth);
+    Number("feed_forward_length", kFeedForward);
+    Real("attention.layer_norm_rms_epsilon", 1e-5f);
+    Real("attention.layer_norm_epsilon", 1e-5f);
+    Tensor("token_embd.weight", {kWidth, vocabulary_});
+  }
+
+  void Number(const std::string& key, uint32_t value) {
+    gguf_set_val_u32(gguf_.get(), Key(key).c_str(), value);
+  }
+  void Real(const std::string& key, float value) {
+    gguf_set_val_f32(gguf_.get(), Key(key).c_str(), value);
+  }
+  void Numbers(const std::string& key, const std::vector<uint32_t>& values) {
+    gguf_set_arr_data(gguf_.get(), Key(key).c_str(), GGUF_TYPE_UINT32, values.data(),
+                      values.size());
+  }
+
+  /// Random around 0, scaled by the input's width.
+  void Tensor(const std::string& name, const std::vector<int64_t>& shape, float shift = 0) {
+    ggml_tensor* tensor = New(name, shape);
+    std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(shape[0])));
+    float* values = static_cast<float*>(tensor->data);
+    for (int64_t i = 0; i < ggml_nelements(tensor); ++i) values[i] = shift + normal(random_);
+    gguf_add_tensor(gguf_.get(), tensor);
+  }
+  void Ones(const std::string& name, int64_t n) { Constant(name, {n}, 1); }
+  void Constant(const std::string& name, const std::vector<int64_t>& shape, float value) {
+    ggml_tensor* tensor = New(name, shape);
+    float* values = static_cast<float*>(tensor->data);
+    for (int64_t i = 0; i < ggml_nelements(tensor); ++i) values[i] = value;
+    gguf_add_tensor(gguf_.get(), tensor);
+  }
+
+  bool Write(const std::string& path) {
+    return gguf_write_to_file(gguf_.get(), path.c_str(), /*only_meta=*/false);
+  }
+
+ private:
+  std::string Key(const std::string& key) const { return architecture_ + "." + key; }
+  ggml_tensor* New(const std::string& name, const std::vector<int64_t>& shape) {
+    ggml_tensor* tensor = ggml_new_tensor(ggml_.get(), GGML_TYPE_F32,
+                                          static_cast<int>(shape.size()), shape.data());
+    ggml_set_name(tensor, name.c_str());
+    return tensor;
+  }
+
+  std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf_;
+  std::unique_ptr<ggml_context, decltype(&ggml_free)> ggml_;
+  const std::string architecture_;
+  int64_t vocabulary_ = 0;
+  std::mt19937 random_{12345};
+};
+
+void AddAttention(Writer& writer, const std::string& block) {
+  for (const char* name : {"attn_q", "attn_k", "attn_v", "attn_output"}) {
+    writer.Tensor(absl::StrCat(block, name, ".weight"), {kWidth, kWidth});
+  }
+}
+
+void AddFeedForward(Writer& writer, const std::string& block) {
+  writer.Tensor(block + "ffn_gate.weight", {kWidth, kFeedForward});
+  writer.Tensor(block + "ffn_up.weight", {kWidth, kFeedForward});
+  writer.Tensor(block + "ffn_down.weight", {kFeedForward, kWidth});
+}
+
+Writer Recurrent(gguf_context* tokenizer) {
+  constexpr uint32_t kLayers = 2, kConvolution = 4, kState = 8, kRank = 4;
+  Writer writer(tokenizer, "mamba", kLayers);
+  writer.Number("ssm.conv_kernel", kConvolution);
+  writer.Number("ssm.inner_size", kInner);
+  writer.Number("ssm.state_size", kState);
+  writer.Number("ssm.time_step_rank", kRank);
+  writer.Ones("output_norm.weight", kWidth);
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    const std::string block = absl::StrCat("blk.", layer, ".");
+    writer.Ones(block + "attn_norm.weight", kWidth);
+    writer.Tensor(block + "ssm_in.weight", {kWidth, 2 * kInner});
+    writer.Tensor(block + "ssm_conv1d.weight", {kConvolution, kInner});
+    writer.Constant(block + "ssm_conv1d.bias", {kInner}, 0.1f);
+    writer.Tensor(block + "ssm_x.weight", {kInner, kRank + 2 * kState});
+    writer.Tensor(block + "ssm_dt.weight", {kRank, kInner});
+    writer.Constant(block + "ssm_dt.bias", {kInner}, 0.1f);
+    writer.Constant(block + "ssm_a", {kState, kInner}, -0.5f);
+    writer.Ones(block + "ssm_d", kInner);
+    writer.Tensor(block + "ssm_out.weight", {kInner, kWidth});
+  }
+  return writer;
+}
+
+Writer Hybrid(gguf_context* tokenizer) {
+  constexpr int64_t kConvolution = 3;
+  Writer writer(tokenizer, "lfm2", 2);
+  writer.Number("attention.head_count", kHeads);
+  writer.Numbers("attention.head_count_kv", {0, kHeads});
+  writer.Number("shortconv.l_cache", kConvolution);
+  writer.Ones("token_embd_norm.weight", kWidth);
+  for (const std::string block : {"blk.0.", "blk.1."}) {
+    writer.Ones(block + "attn_norm.weight", kWidth);
+    writer.Ones(block + "ffn_norm.weight", kWidth);
+    AddFeedForward(writer, block);
+  }
+  writer.Tensor("blk.0.shortconv.conv.weight", {kConvolution, kWidth});
+  writer.Tensor("blk.0.shortconv.in_proj.weight", {kWidth, 3 * kWidth});
+  writer.Tensor("blk.0.shortconv.out_proj.weight", {kWidth, kWidth});
+  writer.Ones("blk.1.attn_q_norm.weight", kWidth / kHeads);
+  writer.Ones("blk.1.attn_k_norm.weight", kWidth / kHeads);
+  AddAttention(writer, "blk.1.");
+  return writer;
+}
+
+Writer SlidingWindow(gguf_context* tokenizer) {
+  constexpr uint32_t kLayers = 4;
+  Writer writer(tokenizer, "cohere2", kLayers);
+  writer.Number("attention.head_count", kHeads);
+  writer.Number("attention.head_count_kv", kHeads);
+  writer.Number("attention.sliding_window", 32);
+  writer.Number("rope.dimension_count", kWidth / kHeads);
+  writer.Real("logit_scale", 1);
+  writer.Ones("output_norm.weight", kWidth);
+  for (uint32_t layer = 0; layer < kLayers; ++layer) {
+    const std::string block = absl::StrCat("blk.", layer, ".");
+    writer.Ones(block + "attn_norm.weight", kWidth);
+    AddAttention(writer, block);
+    AddFeedForward(writer, block);
+  }
+  return writer;
+}
+
+}  // namespace
+
+absl::Status WriteTinyModel(TinyKind kind, const std::string& tokenizer_from,
+                            const std::string& path) {
+  std::unique_ptr<gguf_context, decltype(&gguf_free)> tokenizer(
+      gguf_init_from_file(tokenizer_from.c_str(), {.no_alloc = true, .ctx = nullptr}), gguf_free);
+  if (tokenizer == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot read ", tokenizer_from));
+  }
+  Writer writer = kind == TinyKind::kRecurrent ? Recurrent(tokenizer.get())
+                  : kind == TinyKind::kHybrid  ? Hybrid(tokenizer.get())
+                                               : SlidingWindow(tokenizer.get());
+  if (writer.Write(path)) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("cannot write ", path));
+}
+
+}  // namespace tandem::testing_models

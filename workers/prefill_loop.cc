@@ -1,0 +1,329 @@
+#include "workers/prefill_loop.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+
+namespace tandem::workers {
+namespace {
+
+// How long a prompt that waits for room is left before its deadline is looked at again.
+constexpr std::chrono::milliseconds kBlockedWait{20};
+
+}  // namespace
+
+PrefillLoop::PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer* server,
+                         WorkerMetrics* metrics, Options options)
+    : engine_(std::move(engine)), server_(server), metrics_(metrics), options_(options) {
+  for (int32_t id = static_cast<int32_t>(engine_->options().max_sequences) - 1; id >= 0; --id) {
+    free_sequences_.push_back(id);
+  }
+  thread_ = std::thread([this] { Run(); });
+}
+
+PrefillLoop::~PrefillLoop() { Stop(); }
+
+uint64_t PrefillLoop::BytesFor(const PrefillJob& job) const {
+  return job.max_tokens > 1 ? engine_->layout().BytesPerToken() * job.tokens.size() : 0;
+}
+
+absl::Status PrefillLoop::Submit(PrefillJob job) {
+  const size_t n = job.tokens.size();
+  if (n == 0 || n > engine_->options().context_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokens: a prompt of ", n, " tokens; this worker takes 1 to ",
+                     engine_->options().context_tokens));
+  }
+  if (BytesFor(job) > options_.handoff_buffer_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tokens: the KV of ", n, " tokens takes ", BytesFor(job),
+        " bytes; handoff_buffer_bytes of this worker is ", options_.handoff_buffer_bytes));
+  }
+  auto active = std::make_unique<Active>();
+  active->job = std::move(job);
+  active->job.context->OnCancel([this] {
+    std::lock_guard lock(mutex_);
+    wake_.notify_one();
+  });
+  std::lock_guard lock(mutex_);
+  if (stopping_) return absl::UnavailableError("the worker is shutting down");
+  if (waiting_.size() >= options_.max_queued) {
+    metrics_->Rejected("queue_full");
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the prefill queue is full: ", waiting_.size(), " requests wait, max_queued is ",
+                     options_.max_queued));
+  }
+  waiting_.push_back(std::move(active));
+  ++unfinished_;
+  wake_.notify_one();
+  return absl::OkStatus();
+}
+
+LoopLoad PrefillLoop::load() const {
+  std::lock_guard lock(mutex_);
+  LoopLoad load = published_load_;
+  load.waiting = static_cast<uint32_t>(waiting_.size());
+  for (const auto& active : waiting_) load.waiting_tokens += active->job.tokens.size();
+  load.unfinished = unfinished_;
+  load.handoff_held_bytes = server_->held_bytes();
+  load.tokens_per_s = rate_.PerSecond(std::chrono::steady_clock::now());
+  return load;
+}
+
+void PrefillLoop::Stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    wake_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void PrefillLoop::Run() {
+  while (WaitForWork()) {
+    AdmitWaiting();
+    DropCancelled();
+    if (!computing_.empty()) ComputeStep();
+  }
+  const absl::Status down = absl::UnavailableError("the worker is shutting down");
+  while (!computing_.empty()) Fail(*computing_.front(), down);
+  std::deque<std::unique_ptr<Active>> waiting;
+  {
+    std::lock_guard lock(mutex_);
+    waiting.swap(waiting_);
+  }
+  for (auto& active : waiting) EndJob(*active->job.events, down, 0);
+}
+
+bool PrefillLoop::WaitForWork() {
+  std::unique_lock lock(mutex_);
+  published_load_.running = static_cast<uint32_t>(computing_.size());
+  published_load_.kv_used_tokens = 0;
+  for (const auto& active : computing_) published_load_.kv_used_tokens += active->computed;
+  if (computing_.empty()) {
+    wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+  }
+  return !stopping_;
+}
+
+void PrefillLoop::AdmitWaiting() {
+  const EngineOptions& engine = engine_->options();
+  const uint64_t kv_limit = engine.kv_tokens != 0
+                                ? engine.kv_tokens
+                                : uint64_t{engine.context_tokens} * engine.max_sequences;
+  while (true) {
+    std::unique_ptr<Active> next;
+    absl::Status dead;
+    {
+      std::unique_lock lock(mutex_);
+      if (waiting_.empty()) return;
+      Active& head = *waiting_.front();
+      dead = head.job.context->Check();
+      const uint64_t bytes = BytesFor(head.job);
+      const bool fits = !free_sequences_.empty() &&
+                        kv_reserved_tokens_ + head.job.tokens.size() <= kv_limit &&
+                        buffer_reserved_bytes_ + bytes <= options_.handoff_buffer_bytes;
+      if (dead.ok() && !fits) {
+        // Those behind the head may have been cancelled: they must not wait for its turn.
+        for (auto it = waiting_.begin() + 1; it != waiting_.end() && next == nullptr; ++it) {
+          dead = (*it)->job.context->Check();
+          if (dead.ok()) continue;
+          next = std::move(*it);
+          waiting_.erase(it);
+          break;
+        }
+        if (next == nullptr) {
+          if (computing_.empty()) wake_.wait_for(lock, kBlockedWait);
+          return;
+        }
+      } else {
+        next = std::move(waiting_.front());
+        waiting_.pop_front();
+        if (dead.ok()) {
+          next->reserved_bytes = bytes;
+          buffer_reserved_bytes_ += bytes;
+        }
+      }
+    }
+    if (dead.ok()) {
+      Start(std::move(next));
+    } else {
+      EndJob(*next->job.events, dead, 0);
+    }
+  }
+}
+
+void PrefillLoop::Start(std::unique_ptr<Active> owned) {
+  Active& active = *owned;
+  computing_.push_back(std::move(owned));
+  active.sequence = free_sequences_.back();
+  free_sequences_.pop_back();
+  kv_reserved_tokens_ += active.job.tokens.size();
+  active.queue_s = active.since_queued.seconds();
+  active.since_started = Stopwatch();
+  if (active.job.max_tokens > 1) {
+    auto published = server_->Publish(
+        active.job.handoff_id, active.job.context,
+        [this, events = active.job.events, bytes = active.reserved_bytes](
+            absl::Status outcome, kvstore::HandoffStats stats) {
+          OnReleased(events, bytes, outcome, stats);
+        });
+    if (!published.ok()) {
+      {
+        std::lock_guard lock(mutex_);
+        buffer_reserved_bytes_ -= active.reserved_bytes;
+      }
+      Fail(active, published.status());
+      return;
+    }
+    active.publication = *std::move(published);
+  }
+  metrics_->PrefillQueued(active.queue_s);
+  active.job.events->Started(active.queue_s);
+}
+
+void PrefillLoop::DropCancelled() {
+  for (auto it = computing_.begin(); it != computing_.end();) {
+    Active& active = **it++;
+    if (absl::Status dead = active.job.context->Check(); !dead.ok()) Fail(active, dead);
+  }
+}
+
+void PrefillLoop::ComputeStep() {
+  std::vector<Engine::StepItem> items;
+  std::vector<Active*> owners;
+  uint32_t budget = engine_->options().step_tokens;
+  for (auto& active : computing_) {
+    if (budget == 0) break;
+    const std::vector<int32_t>& tokens = active->job.tokens;
+    const auto n = std::min<uint32_t>(budget, static_cast<uint32_t>(tokens.size()) - active->computed);
+    items.push_back({.sequence = active->sequence,
+                     .first_position = static_cast<int32_t>(active->computed),
+                     .tokens = std::span(tokens).subspan(active->computed, n),
+                     .want_logits = active->computed + n == tokens.size()});
+    owners.push_back(active.get());
+    active->in_step = n;
+    budget -= n;
+  }
+  const Stopwatch step;
+  const absl::Status computed = engine_->Step(items);
+  const uint32_t n_tokens = engine_->options().step_tokens - budget;
+  if (!computed.ok()) {
+    spdlog::error("prefill step failed tokens={} error=\"{}\"", n_tokens, computed.ToString());
+    for (Active* active : owners) Fail(*active, computed);
+    return;
+  }
+  metrics_->PrefillStep(n_tokens, step.seconds());
+  {
+    std::lock_guard lock(mutex_);
+    rate_.Add(n_tokens, std::chrono::steady_clock::now());
+  }
+  for (size_t i = 0; i < owners.size(); ++i) {
+    owners[i]->computed += owners[i]->in_step;
+    // First tokens go out before any KV is copied: they are what clients wait for.
+    if (items[i].want_logits) {
+      FinishPrompt(*owners[i], i);
+    } else if (absl::Status status = PublishComputed(*owners[i], false); !status.ok()) {
+      Fail(*owners[i], status);
+    }
+  }
+}
+
+void PrefillLoop::FinishPrompt(Active& active, size_t item) {
+  const auto n = static_cast<uint32_t>(active.job.tokens.size());
+  Sampler sampler(engine_->shared_model(), active.job.sampling, active.job.tokens);
+  const int32_t token = sampler.Sample(engine_->Logits(item), n);
+  const bool stop = sampler.IsStop(token);
+  const double prefill_s = active.since_started.seconds();
+  metrics_->PrefillDone(n, 0, active.queue_s, prefill_s);
+  metrics_->GeneratedTokens(1);
+  active.job.events->FirstToken(token, stop, prefill_s);
+  Log(spdlog::level::debug, *active.job.context, "prefill done", "tokens={} seconds={:.4f}", n,
+      prefill_s);
+  if (active.publication == nullptr) {
+    EndJob(*Remove(active)->job.events, absl::OkStatus(), 0);
+    return;
+  }
+  if (stop) {
+    Fail(active, absl::CancelledError("generation ended with the first token"));
+    return;
+  }
+  if (absl::Status status = PublishComputed(active, true); !status.ok()) {
+    Fail(active, status);
+    return;
+  }
+  active.publication->Finish({.n_tokens = n, .first_token = token});
+  Remove(active);  // the publication's release ends the job
+}
+
+absl::Status PrefillLoop::PublishComputed(Active& active, bool last) {
+  if (active.publication == nullptr) return absl::OkStatus();
+  if (engine_->layout().opaque) {
+    if (!last) return absl::OkStatus();
+    ASSIGN_OR_RETURN(kvstore::KvChunk chunk,
+                     engine_->Extract(active.sequence, 0, active.computed));
+    active.publication->Append(std::move(chunk));
+    return absl::OkStatus();
+  }
+  while (active.published < active.computed) {
+    const uint32_t n = std::min(options_.chunk_tokens, active.computed - active.published);
+    if (n < options_.chunk_tokens && !last) break;
+    ASSIGN_OR_RETURN(kvstore::KvChunk chunk,
+                     engine_->Extract(active.sequence, active.published, n));
+    active.publication->Append(std::move(chunk));
+    active.published += n;
+  }
+  return absl::OkStatus();
+}
+
+std::unique_ptr<PrefillLoop::Active> PrefillLoop::Remove(Active& active) {
+  engine_->Free(active.sequence);
+  free_sequences_.push_back(active.sequence);
+  kv_reserved_tokens_ -= active.job.tokens.size();
+  auto found = std::find_if(computing_.begin(), computing_.end(),
+                            [&](const auto& each) { return each.get() == &active; });
+  std::unique_ptr<Active> owned = std::move(*found);
+  computing_.erase(found);
+  return owned;
+}
+
+void PrefillLoop::Fail(Active& active, const absl::Status& status) {
+  const std::unique_ptr<Active> owned = Remove(active);
+  if (owned->publication != nullptr) {
+    owned->publication->Abort(status);  // its release ends the job
+  } else {
+    EndJob(*owned->job.events, status, 0);
+  }
+}
+
+void PrefillLoop::OnReleased(const std::shared_ptr<PrefillEvents>& events, uint64_t reserved_bytes,
+                             const absl::Status& outcome, const kvstore::HandoffStats& stats) {
+  {
+    std::lock_guard lock(mutex_);
+    buffer_reserved_bytes_ -= reserved_bytes;
+    wake_.notify_one();
+  }
+  if (outcome.ok()) {
+    metrics_->HandoffSent(stats.bytes, absl::ToDoubleSeconds(stats.duration));
+  } else if (!absl::IsCancelled(outcome)) {
+    metrics_->HandoffFailed(HandoffDirection::kSend, outcome.code());
+    if (absl::IsDeadlineExceeded(outcome)) metrics_->HandoffLeaseExpired();
+  }
+  EndJob(*events, outcome, stats.bytes);
+}
+
+void PrefillLoop::EndJob(PrefillEvents& events, const absl::Status& status, uint64_t bytes) {
+  metrics_->RequestEnded(status.ok()                   ? (bytes > 0 ? "handoff" : "length")
+                         : absl::IsCancelled(status) ? "cancelled"
+                                                       : "error");
+  {
+    std::lock_guard lock(mutex_);
+    --unfinished_;
+  }
+  events.Ended(status, bytes);
+}
+
+}  // namespace tandem::workers

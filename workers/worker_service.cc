@@ -1,0 +1,185 @@
+#include "workers/worker_service.h"
+
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "base/event_stream.h"
+#include "base/log.h"
+#include "base/status.h"
+
+namespace tandem::workers {
+namespace {
+
+constexpr size_t kHandoffIdBytes = 16;
+
+RequestContextPtr MakeContext(const v1::RequestHeader& header) {
+  const absl::Time deadline = header.timeout_s() > 0
+                                  ? absl::Now() + absl::Seconds(header.timeout_s())
+                                  : absl::InfiniteFuture();
+  return std::make_shared<RequestContext>(header.request_id(), header.tenant(), header.attempt(),
+                                          deadline);
+}
+
+/// Logs how a job ended; failures that are not the client's wish are warnings.
+void LogEnd(const RequestContext& context, const char* phase, const absl::Status& status) {
+  if (status.ok() || absl::IsCancelled(status)) {
+    Log(spdlog::level::debug, context, phase, "ended=\"{}\"", status.ToString());
+  } else {
+    Log(spdlog::level::warn, context, phase, "failed=\"{}\"", status.ToString());
+  }
+}
+
+class PrefillCall final : public EventStream<v1::PrefillEvent>, public PrefillEvents {
+ public:
+  explicit PrefillCall(RequestContextPtr context) : context_(std::move(context)) {}
+
+  void Started(double queue_s) override {
+    v1::PrefillEvent event;
+    event.mutable_started()->set_queue_s(queue_s);
+    Send(std::move(event));
+  }
+  void FirstToken(int32_t token, bool stop, double prefill_s) override {
+    v1::PrefillEvent event;
+    event.mutable_first_token()->set_token(token);
+    event.mutable_first_token()->set_prefill_s(prefill_s);
+    if (stop) event.mutable_first_token()->set_finish_reason(v1::FINISH_REASON_STOP);
+    stopped_ = stop;
+    Send(std::move(event));
+  }
+  void Ended(absl::Status status, uint64_t bytes) override {
+    LogEnd(*context_, "prefill", status);
+    if (stopped_) status = absl::OkStatus();  // the KV was dropped because nobody needs it
+    v1::PrefillEvent event;
+    event.mutable_released()->set_bytes(bytes);
+    if (status.ok()) {
+      EndWith(std::move(event), grpc::Status::OK);
+    } else {
+      End(ToGrpc(status));
+    }
+  }
+
+ private:
+  void OnCancelled() override { context_->Cancel(absl::CancelledError("cancelled by the router")); }
+  const RequestContextPtr context_;
+  bool stopped_ = false;
+};
+
+class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvents {
+ public:
+  explicit DecodeCall(RequestContextPtr context) : context_(std::move(context)) {}
+
+  void Token(int32_t token) override {
+    v1::DecodeEvent event;
+    event.add_tokens(token);
+    Send(std::move(event));
+  }
+  void Finished(DecodeFinish reason, const DecodeTimes& times) override {
+    LogEnd(*context_, "decode", absl::OkStatus());
+    v1::DecodeEvent event;
+    event.set_finish_reason(reason == DecodeFinish::kStop ? v1::FINISH_REASON_STOP
+                                                          : v1::FINISH_REASON_LENGTH);
+    event.mutable_timings()->set_queue_s(times.queue_s);
+    event.mutable_timings()->set_handoff_s(times.handoff_s);
+    event.mutable_timings()->set_decode_s(times.decode_s);
+    event.mutable_timings()->set_handoff_bytes(times.handoff_bytes);
+    EndWith(std::move(event), grpc::Status::OK);
+  }
+  void Failed(absl::Status status) override {
+    LogEnd(*context_, "decode", status);
+    End(ToGrpc(status));
+  }
+
+ private:
+  bool Merge(v1::DecodeEvent& last, v1::DecodeEvent& next) override {
+    last.MergeFrom(next);
+    return true;
+  }
+  void OnCancelled() override { context_->Cancel(absl::CancelledError("cancelled by the router")); }
+  const RequestContextPtr context_;
+};
+
+}  // namespace
+
+SamplingOptions ToSamplingOptions(const v1::SamplingParams& params) {
+  SamplingOptions options;
+  if (params.has_temperature()) options.temperature = params.temperature();
+  options.top_k = params.top_k();
+  if (params.has_top_p()) options.top_p = params.top_p();
+  options.min_p = params.min_p();
+  if (params.has_repetition_penalty()) options.repetition_penalty = params.repetition_penalty();
+  options.frequency_penalty = params.frequency_penalty();
+  options.presence_penalty = params.presence_penalty();
+  if (params.has_penalty_last_n()) options.penalty_last_n = params.penalty_last_n();
+  options.seed = params.seed();
+  options.ignore_eos = params.ignore_eos();
+  options.stop_token_ids.assign(params.stop_token_ids().begin(), params.stop_token_ids().end());
+  return options;
+}
+
+absl::Status WorkerServiceImpl::Check(const v1::RequestHeader& header,
+                                      const std::string& handoff_id) const {
+  if (draining_) return absl::UnavailableError("the worker is draining");
+  if (header.model_fingerprint() != model_fingerprint_) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "model_fingerprint: the request is for model ",
+        absl::BytesToHexString(header.model_fingerprint()), "; this worker serves ",
+        absl::BytesToHexString(model_fingerprint_)));
+  }
+  if (handoff_id.size() != kHandoffIdBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("handoff_id: ", handoff_id.size(),
+                                                   " bytes; must be ", kHandoffIdBytes));
+  }
+  return absl::OkStatus();
+}
+
+grpc::ServerWriteReactor<v1::PrefillEvent>* WorkerServiceImpl::Prefill(
+    grpc::CallbackServerContext*, const v1::PrefillRequest* request) {
+  const RequestContextPtr context = MakeContext(request->header());
+  auto call = std::make_shared<PrefillCall>(context);
+  call->Open();
+  absl::Status status = Check(request->header(), request->handoff_id());
+  if (status.ok() && prefill_ == nullptr) {
+    status = absl::FailedPreconditionError("this worker's phase is decode; it does not prefill");
+  }
+  if (status.ok()) {
+    status = prefill_->Submit({.context = context,
+                               .tokens = {request->tokens().begin(), request->tokens().end()},
+                               .sampling = ToSamplingOptions(request->sampling()),
+                               .max_tokens = request->max_tokens(),
+                               .handoff_id = request->handoff_id(),
+                               .events = call});
+  }
+  if (!status.ok()) {
+    LogEnd(*context, "prefill", status);
+    call->End(ToGrpc(status));
+  }
+  return call.get();
+}
+
+grpc::ServerWriteReactor<v1::DecodeEvent>* WorkerServiceImpl::Decode(
+    grpc::CallbackServerContext*, const v1::DecodeRequest* request) {
+  const RequestContextPtr context = MakeContext(request->header());
+  auto call = std::make_shared<DecodeCall>(context);
+  call->Open();
+  absl::Status status = Check(request->header(), request->handoff_id());
+  if (status.ok() && decode_ == nullptr) {
+    status = absl::FailedPreconditionError("this worker's phase is prefill; it does not decode");
+  }
+  if (status.ok()) {
+    status = decode_->Submit(
+        {.context = context,
+         .prompt_tokens = {request->prompt_tokens().begin(), request->prompt_tokens().end()},
+         .sampling = ToSamplingOptions(request->sampling()),
+         .max_tokens = request->max_tokens(),
+         .data_address = request->data_address(),
+         .handoff_id = request->handoff_id(),
+         .events = call});
+  }
+  if (!status.ok()) {
+    LogEnd(*context, "decode", status);
+    call->End(ToGrpc(status));
+  }
+  return call.get();
+}
+
+}  // namespace tandem::workers
