@@ -85,6 +85,7 @@ class EventStream : public grpc::ServerWriteReactor<Wire>,
     if constexpr (std::is_same_v<Event, Wire>) {
       wire_ = std::move(event);
     } else {
+      wire_.Clear();  // Serialize wants an empty one
       bool own_buffer = false;
       grpc::SerializationTraits<Event>::Serialize(event, &wire_, &own_buffer);
     }

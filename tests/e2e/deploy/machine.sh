@@ -33,14 +33,13 @@ prepare_machine() {
 write_settings() {
   export CONTAINERS_CONF=$STATE/containers.conf CONTAINERS_STORAGE_CONF=$STATE/storage.conf
   export TMPDIR=$STATE/tmp BUILDAH_ISOLATION=chroot
-  local files processes
-  files=$(ulimit -Hn) processes=$(ulimit -Hu)
+  local files
+  files=$(ulimit -Hn)
   [[ $files == unlimited ]] && files=1048576
-  [[ $processes == unlimited ]] && processes=1048576
   cat >"$CONTAINERS_CONF" <<-END
 	[containers]
 	log_driver = "k8s-file"
-	default_ulimits = ["nofile=$files:$files", "nproc=$processes:$processes"]
+	default_ulimits = ["nofile=$files:$files", "nproc=30000:30000"]
 	[engine]
 	cgroup_manager = "cgroupfs"
 	events_logger = "file"
