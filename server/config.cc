@@ -1,5 +1,6 @@
 #include "server/config.h"
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -137,6 +138,31 @@ absl::Status ApplyYamlDocument(const YAML::Node& document, std::string_view file
   return absl::OkStatus();
 }
 
+/// Takes events and does nothing.
+class IgnoreEvents final : public YAML::EventHandler {
+  void OnDocumentStart(const YAML::Mark&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+};
+
+/// YAML::Load reads one document and ignores what follows; YAML::LoadAll never returns on some
+/// malformed texts, such as ",".
+bool HasSeveralDocuments(const std::string& yaml) {
+  std::istringstream stream(yaml);
+  YAML::Parser parser(stream);
+  IgnoreEvents ignore;
+  return parser.HandleNextDocument(ignore) && parser.HandleNextDocument(ignore);
+}
+
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string text(kMaxFileBytes + 1, '\0');
@@ -256,13 +282,12 @@ absl::Status ApplyEnvironment(const std::function<const char*(const char*)>& get
 absl::Status ApplyYaml(std::string_view yaml, std::string_view file, Config& config,
                        std::map<std::string, std::string>& origins) {
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(yaml));
-    if (documents.size() > 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(View(file), ": more than one YAML document; allowed is one"));
+    const std::string text(yaml);
+    if (HasSeveralDocuments(text)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          View(file), ": more than one YAML document; allowed is one, of lines 'key: value'"));
     }
-    if (documents.empty()) return absl::OkStatus();
-    return ApplyYamlDocument(documents[0], file, config, origins);
+    return ApplyYamlDocument(YAML::Load(text), file, config, origins);
   } catch (const YAML::Exception& e) {
     return absl::InvalidArgumentError(
         absl::StrCat(Place(file, e.mark), ": not valid YAML: ", e.msg));

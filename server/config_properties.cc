@@ -96,9 +96,10 @@ std::vector<Property> WorkerIdentity() {
        TextKind::kOptionalIdentifier},
       {"routers", kUsers, &Config::routers,
        "Every router to report to. Required for `role: worker`.", TextKind::kPeer},
-      {"worker_listen", kUsers, &Config::worker_listen, "Where routers reach the worker, by gRPC.",
-       TextKind::kListener},
-      {"data_listen", kUsers, &Config::data_listen, "Where other workers fetch KV from this one.",
+      {"worker_listen", kUsers, &Config::worker_listen,
+       "Where routers reach the worker, by gRPC. With `role: all`: loopback.", TextKind::kListener},
+      {"data_listen", kUsers, &Config::data_listen,
+       "Where other workers fetch KV from this one. With `role: all`: loopback.",
        TextKind::kListener},
       {"advertise_host", kUsers, &Config::advertise_host,
        "The host under which others reach this worker. Empty: the host of `worker_listen` and "

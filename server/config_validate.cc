@@ -35,7 +35,8 @@ absl::Status ValidateListener(const Config& config, std::string_view name,
 absl::Status ValidateListeners(const Config& config) {
   RETURN_IF_ERROR(ValidateListener(config, "metrics_listen", config.metrics_listen));
   if (HasRouter(config)) RETURN_IF_ERROR(ValidateListener(config, "listen", config.listen));
-  if (!HasWorker(config)) return absl::OkStatus();
+  // The workers of `all` listen on loopback, whatever is written for those of their own process.
+  if (config.role != Role::kWorker) return absl::OkStatus();
   RETURN_IF_ERROR(ValidateListener(config, "worker_listen", config.worker_listen));
   return ValidateListener(config, "data_listen", config.data_listen);
 }

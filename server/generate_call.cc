@@ -74,8 +74,12 @@ grpc::Status WithRetryInfo(const absl::Status& status, absl::Duration delay,
 
 }  // namespace
 
-GenerateCall::~GenerateCall() {
-  if (admitted_) core_->Leave();
+GenerateCall::~GenerateCall() { core_->CallGone(); }
+
+void GenerateCall::SetEnded() {
+  // Before the client hears of the end: its next request must not be refused because of this one.
+  if (!ended_ && admitted_) core_->Leave();
+  ended_ = true;
 }
 
 void GenerateCall::Begin(const grpc::ByteBuffer& bytes) {
@@ -83,7 +87,11 @@ void GenerateCall::Begin(const grpc::ByteBuffer& bytes) {
   auto parsed = ParseGenerateRequest(bytes, limits);
   if (!parsed.ok()) return Refuse(parsed.status(), "invalid");
   if (absl::Status status = core_->Admit(); !status.ok()) return Refuse(status, "");
-  admitted_ = true;
+  {
+    std::lock_guard lock(mutex_);
+    admitted_ = true;
+    if (ended_) return core_->Leave();  // the client has left already
+  }
   auto checked = CheckGenerateRequest(*parsed, limits, core_->model());
   if (!checked.ok()) {
     return Refuse(checked.status(), absl::IsPermissionDenied(checked.status()) ? "tenant"
@@ -111,7 +119,7 @@ void GenerateCall::Refuse(const absl::Status& status, std::string_view reason) {
   spdlog::debug("request refused error=\"{}\"", status.ToString());
   {
     std::lock_guard lock(mutex_);
-    ended_ = true;
+    SetEnded();
   }
   End(absl::IsResourceExhausted(status)
           ? WithRetryInfo(status, core_->options().retry_after, server_context_)
@@ -266,7 +274,7 @@ void GenerateCall::Emit(int32_t token) {
 }
 
 void GenerateCall::FinishWith(v1::FinishReason reason) {
-  ended_ = true;
+  SetEnded();
   v1::GenerateResponse last;
   FillLast(last, reason);
   RecordEnd(absl::StatusCode::kOk, reason);
@@ -286,7 +294,7 @@ void GenerateCall::FillLast(v1::GenerateResponse& last, v1::FinishReason reason)
 }
 
 void GenerateCall::Fail(const absl::Status& status) {
-  ended_ = true;
+  SetEnded();
   RecordEnd(status.code(), v1::FINISH_REASON_UNSPECIFIED);
   // A client may repeat a refused request as it likes only while it has seen nothing of it.
   End(absl::IsResourceExhausted(status) && generated_ == 0
@@ -345,7 +353,7 @@ void GenerateCall::OnCancelled() {
   std::lock_guard lock(mutex_);
   if (ended_) return;
   if (!dispatched_) {
-    ended_ = true;
+    SetEnded();
     return End(grpc::Status::CANCELLED);
   }
   if (absl::Now() >= deadline_) {

@@ -32,12 +32,13 @@ namespace tandem::server {
 ///   any ── a worker fails, client gone, deadline ──> ended
 ///
 /// Entering `ended` sends the one terminal message and cancels what the workers still do. The
-/// object lives until gRPC and both workers' streams have let go of it; only then is the request
-/// counted out.
+/// object lives on until gRPC and both workers' streams have let go of it.
 class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBuffer> {
  public:
   GenerateCall(RouterCore* core, grpc::CallbackServerContext* context)
-      : core_(core), server_context_(context) {}
+      : core_(core), server_context_(context) {
+    core_->CallBegins();
+  }
   ~GenerateCall() override;
 
   /// Starts the call. REQUIRES: Open was called.
@@ -66,6 +67,8 @@ class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBu
   void ReleaseReservedDecode();
   // Cancels the workers' streams that are still open.
   void CancelWorkers();
+  // Enters `ended`; call before the terminal message is sent.
+  void SetEnded();
   void Refuse(const absl::Status& status, std::string_view reason);
 
   std::shared_ptr<GenerateCall> Self() {

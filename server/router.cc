@@ -46,12 +46,21 @@ absl::Status RouterCore::Admit() {
 void RouterCore::Leave() {
   std::lock_guard lock(mutex_);
   metrics_.InFlight(--in_flight_, options_.max_requests);
-  idle_.notify_all();
 }
 
-void RouterCore::WaitIdle() {
+void RouterCore::CallBegins() {
+  std::lock_guard lock(mutex_);
+  ++live_calls_;
+}
+
+void RouterCore::CallGone() {
+  std::lock_guard lock(mutex_);
+  if (--live_calls_ == 0) no_calls_.notify_all();
+}
+
+void RouterCore::WaitCallsGone() {
   std::unique_lock lock(mutex_);
-  idle_.wait(lock, [this] { return in_flight_ == 0; });
+  no_calls_.wait(lock, [this] { return live_calls_ == 0; });
 }
 
 RequestLimits RouterCore::Limits() const {
@@ -166,7 +175,7 @@ void Router::Stop() {
   cluster_->CancelAll();  // registrations never end by themselves
   grpc_.server->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
   grpc_.server->Wait();
-  core_.WaitIdle();  // calls live on until their workers' streams have ended
+  core_.WaitCallsGone();  // they live on until their workers' streams have ended
 }
 
 }  // namespace tandem::server

@@ -54,8 +54,11 @@ class RouterCore {
   void Leave();
   uint32_t in_flight() const { return in_flight_; }
   void Drain() { draining_ = true; }
-  /// Blocks until nothing is in flight.
-  void WaitIdle();
+  /// A call object exists from CallBegins to CallGone, longer than its request is in flight.
+  void CallBegins();
+  void CallGone();
+  /// Blocks until no call object is left.
+  void WaitCallsGone();
 
   /// The limits that hold now; context_tokens is the smallest among the workers.
   RequestLimits Limits() const;
@@ -79,7 +82,8 @@ class RouterCore {
   std::atomic<uint32_t> in_flight_{0};
   std::atomic<bool> draining_{false};
   mutable std::mutex mutex_;
-  std::condition_variable idle_;
+  std::condition_variable no_calls_;
+  uint32_t live_calls_ = 0;  // guarded by mutex_
   std::map<std::string, Connection> connections_;  // guarded by mutex_
 };
 

@@ -100,7 +100,7 @@ void ClusterClient::Report(Router& router) {
     std::unique_lock lock(mutex_);
     if (open && !Pause(lock, interval_, &reports_seen)) break;
   }
-  context.TryCancel();
+  if (open) context.TryCancel();  // stopping; otherwise the router's own status counts
   const grpc::Status status = stream->Finish();
   std::lock_guard lock(mutex_);
   router.context = nullptr;

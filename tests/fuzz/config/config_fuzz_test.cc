@@ -22,6 +22,7 @@ std::vector<std::string> Seeds() {
           ToYaml(Config{}, {}),
           "role: worker\nphase: decode\nmodel: /m.gguf\nrouters: [a:1, b:2]\ncpus:\n  - 1\n",
           "model: &a x\nname: *a\n",
+          ",",
           "&a [*a]",
           "model: !!binary aGk=\n",
           "? [a]\n: b\n",

@@ -48,7 +48,6 @@ class Router final : public v1::InferenceService::Service, public v1::ClusterSer
       // The client's process is this one; its Interrupt gets the signal and cancels the call.
       kill(getpid(), SIGINT);
       while (!context->IsCancelled()) std::this_thread::yield();
-      cancelled = true;
       return grpc::Status::CANCELLED;
     }
     return status;
@@ -72,7 +71,6 @@ class Router final : public v1::InferenceService::Service, public v1::ClusterSer
   grpc::Status status;
   std::string retry_ms;
   bool interrupt_after_first_message = false;
-  std::atomic<bool> cancelled = false;
 
  private:
   int port_ = 0;
@@ -234,7 +232,6 @@ TEST(Generate, CtrlCCancelsTheCall) {
   router.interrupt_after_first_message = true;
   const Outcome outcome = Call(RunGenerate, {"p"}, router.address());
   EXPECT_EQ(outcome.code, kInterrupted);
-  EXPECT_EQ(outcome.out, "begun");
   EXPECT_THAT(outcome.err, Not(HasSubstr("CANCELLED")));
 }
 

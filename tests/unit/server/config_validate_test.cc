@@ -59,7 +59,7 @@ TEST(Validate, ListenersStayOnThisMachineUnlessToldOtherwise) {
                         Case{&Config::metrics_listen, "metrics_listen", Role::kRouter},
                         Case{&Config::worker_listen, "worker_listen", Role::kWorker},
                         Case{&Config::data_listen, "data_listen", Role::kWorker},
-                        Case{&Config::data_listen, "data_listen", Role::kAll}}) {
+                        Case{&Config::listen, "listen", Role::kAll}}) {
     for (const char* address : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "node:1"}) {
       Config config = Good(c.role);
       config.*c.listener = address;
@@ -81,9 +81,11 @@ TEST(Validate, ListenersOfOtherRolesDoNotCount) {
   Config config = Good(Role::kWorker);
   config.listen = "0.0.0.0:8470";
   EXPECT_TRUE(Validate(config).ok());
-  config = Good(Role::kRouter);
-  config.data_listen = "0.0.0.0:1";
-  EXPECT_TRUE(Validate(config).ok());
+  for (const Role role : {Role::kRouter, Role::kAll}) {
+    config = Good(role);
+    config.data_listen = "0.0.0.0:1";
+    EXPECT_TRUE(Validate(config).ok());
+  }
 }
 
 TEST(Validate, SizesFitEachOther) {
