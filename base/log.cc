@@ -37,11 +37,11 @@ class JsonMessage final : public spdlog::custom_flag_formatter {
 absl::Status InitLog(std::string_view level, std::string_view format) {
   const auto parsed = spdlog::level::from_str(std::string(level));
   if (parsed == spdlog::level::off) {
-    return absl::InvalidArgumentError(absl::StrCat("log_level is '", View(level),
-                                                   "'; allowed are debug, info, warn and error"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("log_level is '", View(level), "'; allowed are debug, info, warn and error"));
   }
-  auto logger = std::make_shared<spdlog::logger>(
-      "tandem", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger =
+      std::make_shared<spdlog::logger>("tandem", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   auto formatter = std::make_unique<spdlog::pattern_formatter>(spdlog::pattern_time_type::utc);
   if (format == "json") {
     formatter->add_flag<JsonMessage>('*').set_pattern(

@@ -48,7 +48,7 @@ class RequestContext {
   const uint32_t attempt_;
   const absl::Time deadline_;
   mutable std::mutex mutex_;
-  absl::Status reason_;                            // guarded by mutex_
+  absl::Status reason_;                           // guarded by mutex_
   std::vector<std::function<void()>> callbacks_;  // guarded by mutex_
 };
 

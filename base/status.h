@@ -32,8 +32,8 @@ absl::Status Annotate(const absl::Status& status, std::string_view context);
 #define TANDEM_CONCAT(a, b) TANDEM_CONCAT_INNER(a, b)
 
 /// Returns from the function with the status of `expr` unless that is OK.
-#define RETURN_IF_ERROR(expr)                                     \
-  do {                                                            \
+#define RETURN_IF_ERROR(expr)                                         \
+  do {                                                                \
     if (absl::Status status_ = (expr); !status_.ok()) return status_; \
   } while (false)
 
@@ -42,8 +42,8 @@ absl::Status Annotate(const absl::Status& status, std::string_view context);
   TANDEM_ASSIGN_OR_RETURN_IMPL(return, TANDEM_CONCAT(statusor_, __LINE__), lhs, expr)
 
 /// The same two for coroutines.
-#define CO_RETURN_IF_ERROR(expr)                                     \
-  do {                                                               \
+#define CO_RETURN_IF_ERROR(expr)                                         \
+  do {                                                                   \
     if (absl::Status status_ = (expr); !status_.ok()) co_return status_; \
   } while (false)
 #define CO_ASSIGN_OR_RETURN(lhs, expr) \

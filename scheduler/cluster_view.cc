@@ -79,9 +79,9 @@ bool ClusterView::Ready(absl::Time now) const {
 
 uint32_t ClusterView::Usable(v1::Phase phase, absl::Time now) const {
   std::lock_guard lock(mutex_);
-  return static_cast<uint32_t>(std::count_if(entries_.begin(), entries_.end(), [&](const auto& each) {
-    return IsUsable(each.second, phase, now);
-  }));
+  return static_cast<uint32_t>(
+      std::count_if(entries_.begin(), entries_.end(),
+                    [&](const auto& each) { return IsUsable(each.second, phase, now); }));
 }
 
 std::vector<v1::WorkerState> ClusterView::List(absl::Time now) const {

@@ -72,8 +72,8 @@ class ClusterServiceImpl::RegisterCall final
           model.name(), "' (", absl::BytesToHexString(model.fingerprint()).substr(0, 16), "…)"));
     }
     if (info.version() != kVersion) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "version: the worker is ", info.version(), ", this router is ", kVersion));
+      return absl::FailedPreconditionError(
+          absl::StrCat("version: the worker is ", info.version(), ", this router is ", kVersion));
     }
     const bool has_phase = info.phase() == v1::PHASE_PREFILL || info.phase() == v1::PHASE_DECODE;
     if (info.worker_id().empty() || info.grpc_address().empty() || !has_phase ||

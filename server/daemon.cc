@@ -30,7 +30,8 @@ workers::EngineOptions EngineOptionsFor(const Config& config, Phase phase,
                                         const workers::Model& model) {
   const bool prefill = phase == Phase::kPrefill;
   workers::EngineOptions options;
-  options.use = prefill ? workers::EngineOptions::Use::kPrefill : workers::EngineOptions::Use::kDecode;
+  options.use =
+      prefill ? workers::EngineOptions::Use::kPrefill : workers::EngineOptions::Use::kDecode;
   options.context_tokens = ContextTokens(config, model);
   options.max_sequences = prefill ? config.prefill_sequences : config.decode_sequences;
   options.step_tokens = config.step_tokens;
@@ -99,8 +100,10 @@ absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& ro
   const bool loopback = config_.role == Role::kAll;
   options.grpc_listen = loopback ? "127.0.0.1:0" : config_.worker_listen;
   options.data_listen = loopback ? "127.0.0.1:0" : config_.data_listen;
-  options.grpc_advertised_host = loopback ? "127.0.0.1" : AdvertisedHost(config_, options.grpc_listen);
-  options.data_advertised_host = loopback ? "127.0.0.1" : AdvertisedHost(config_, options.data_listen);
+  options.grpc_advertised_host =
+      loopback ? "127.0.0.1" : AdvertisedHost(config_, options.grpc_listen);
+  options.data_advertised_host =
+      loopback ? "127.0.0.1" : AdvertisedHost(config_, options.data_listen);
   options.routers = routers;
   options.max_queued = config_.max_queued;
   options.chunk_tokens = config_.chunk_tokens;

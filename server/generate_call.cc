@@ -22,15 +22,16 @@ std::string NewHandoffId() {
   return id;
 }
 
-const char* PhaseWord(v1::Phase phase) {
-  return phase == v1::PHASE_PREFILL ? "prefill" : "decode";
-}
+const char* PhaseWord(v1::Phase phase) { return phase == v1::PHASE_PREFILL ? "prefill" : "decode"; }
 
 const char* FinishWord(v1::FinishReason reason) {
   switch (reason) {
-    case v1::FINISH_REASON_STOP: return "stop";
-    case v1::FINISH_REASON_LENGTH: return "length";
-    default: return "none";
+    case v1::FINISH_REASON_STOP:
+      return "stop";
+    case v1::FINISH_REASON_LENGTH:
+      return "length";
+    default:
+      return "none";
   }
 }
 
@@ -222,8 +223,8 @@ void GenerateCall::OnFirstToken(const v1::FirstToken& first) {
   has_first_token_ = true;
   timings_.set_prefill_s(first.prefill_s());
   usage_.set_cached_tokens(first.cached_tokens());
-  core_->metrics().RouterOverheadSeconds(std::max(
-      0.0, since_arrival_.seconds() - timings_.prefill_queue_s() - timings_.prefill_s()));
+  core_->metrics().RouterOverheadSeconds(
+      std::max(0.0, since_arrival_.seconds() - timings_.prefill_queue_s() - timings_.prefill_s()));
   if (first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
     FinishWith(first.finish_reason());
     return CancelWorkers();  // the decode worker waits for KV that nobody needs
@@ -341,7 +342,11 @@ void GenerateCall::OnWorkerDone(v1::Phase phase, const grpc::Status& status) {
   } else {
     decode_.reset();
   }
-  if (ended_ || (status.ok() && is_prefill && has_first_token_)) return;
+  // An OK end is expected: of the prefill worker after its token, of the decode worker after a
+  // last event that waits for that token.
+  const bool answered =
+      is_prefill ? has_first_token_ : early_.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+  if (ended_ || (status.ok() && answered)) return;
   if (status.ok()) {
     return Fail(absl::InternalError(
         absl::StrCat(PhaseWord(phase), " worker '", worker.name(), "' ended without an answer")));

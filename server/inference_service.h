@@ -8,9 +8,8 @@ namespace tandem::server {
 
 /// Thread-safe. Generate is a raw method, so that a request that protobuf cannot parse gets an
 /// error that names the field.
-class InferenceServiceImpl final
-    : public v1::InferenceService::WithRawCallbackMethod_Generate<
-          v1::InferenceService::CallbackService> {
+class InferenceServiceImpl final : public v1::InferenceService::WithRawCallbackMethod_Generate<
+                                       v1::InferenceService::CallbackService> {
  public:
   explicit InferenceServiceImpl(RouterCore* core) : core_(core) {}
 

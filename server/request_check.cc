@@ -18,8 +18,8 @@ namespace {
 
 using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
-using google::protobuf::io::CodedInputStream;
 using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
 
 constexpr size_t kMaxIdBytes = 128;
 constexpr int kMaxStops = 16;
@@ -39,7 +39,8 @@ std::string Quote(std::string_view text) {
 
 /// The first string field below `descriptor` that is not UTF-8, with the offset; empty if all are.
 std::string FindBadString(const Descriptor& descriptor, std::string_view bytes, int depth) {
-  CodedInputStream in(reinterpret_cast<const uint8_t*>(bytes.data()), static_cast<int>(bytes.size()));
+  CodedInputStream in(reinterpret_cast<const uint8_t*>(bytes.data()),
+                      static_cast<int>(bytes.size()));
   while (const uint32_t tag = in.ReadTag()) {
     if (WireFormatLite::GetTagWireType(tag) != WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
       if (!WireFormatLite::SkipField(&in, tag)) return "";
@@ -91,9 +92,8 @@ absl::Status CheckSampling(const v1::SamplingParams& s, const workers::Model& mo
     RETURN_IF_ERROR(CheckRange("penalty_last_n", s.penalty_last_n(), -1, true, 1 << 20));
   }
   if (s.stop_token_ids_size() > kMaxStops) {
-    return absl::InvalidArgumentError(absl::StrCat("sampling.stop_token_ids: ",
-                                                   s.stop_token_ids_size(),
-                                                   " ids; at most ", kMaxStops));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "sampling.stop_token_ids: ", s.stop_token_ids_size(), " ids; at most ", kMaxStops));
   }
   return CheckTokenIds(s.stop_token_ids(), "sampling.stop_token_ids", model);
 }
@@ -124,9 +124,8 @@ absl::Status CheckTenant(const std::string& tenant, const RequestLimits& limits)
   if (std::find(limits.tenants.begin(), limits.tenants.end(), tenant) != limits.tenants.end()) {
     return absl::OkStatus();
   }
-  return absl::PermissionDeniedError(
-      absl::StrCat("tenant: ", Quote(tenant),
-                   " is not one of the tenants that this router is configured for"));
+  return absl::PermissionDeniedError(absl::StrCat(
+      "tenant: ", Quote(tenant), " is not one of the tenants that this router is configured for"));
 }
 
 absl::Status CheckStops(const google::protobuf::RepeatedPtrField<std::string>& stops) {
@@ -155,9 +154,9 @@ absl::StatusOr<std::vector<int32_t>> PromptTokens(const v1::GenerateRequest& req
     tokens.assign(ids.begin(), ids.end());
   } else if (!request.prompt().empty()) {
     if (request.prompt().size() > limits.max_prompt_bytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("prompt: ", request.prompt().size(),
-                       " bytes; max_prompt_bytes is ", limits.max_prompt_bytes));
+      return absl::InvalidArgumentError(absl::StrCat("prompt: ", request.prompt().size(),
+                                                     " bytes; max_prompt_bytes is ",
+                                                     limits.max_prompt_bytes));
     }
     tokens = model.Tokenize(request.prompt(), true);
   }

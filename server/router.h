@@ -83,7 +83,7 @@ class RouterCore {
   std::atomic<bool> draining_{false};
   mutable std::mutex mutex_;
   std::condition_variable no_calls_;
-  uint32_t live_calls_ = 0;  // guarded by mutex_
+  uint32_t live_calls_ = 0;                        // guarded by mutex_
   std::map<std::string, Connection> connections_;  // guarded by mutex_
 };
 

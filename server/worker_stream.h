@@ -14,7 +14,8 @@ template <typename Event>
 class WorkerStream final : public grpc::ClientReadReactor<Event>,
                            public std::enable_shared_from_this<WorkerStream<Event>> {
  public:
-  WorkerStream(std::function<void(Event&)> on_event, std::function<void(const grpc::Status&)> on_done)
+  WorkerStream(std::function<void(Event&)> on_event,
+               std::function<void(const grpc::Status&)> on_done)
       : on_event_(std::move(on_event)), on_done_(std::move(on_done)) {}
 
   /// For the deadline, before the call is made.

@@ -39,8 +39,8 @@ class ClusterClient {
   const absl::Duration interval_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  bool stopping_ = false;           // guarded by mutex_
-  uint64_t reports_wanted_ = 0;     // guarded by mutex_
+  bool stopping_ = false;        // guarded by mutex_
+  uint64_t reports_wanted_ = 0;  // guarded by mutex_
   std::vector<std::unique_ptr<Router>> routers_;
 };
 

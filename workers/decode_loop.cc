@@ -21,10 +21,9 @@ absl::Status DecodeLoop::Submit(DecodeJob job) {
   const uint64_t last_position = job.prompt_tokens.size() + job.max_tokens;
   if (job.prompt_tokens.empty() || job.max_tokens < 2 ||
       last_position > uint64_t{engine_->options().context_tokens} + 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_tokens: ", job.max_tokens, " tokens after a prompt of ",
-                     job.prompt_tokens.size(), " do not fit this worker's context of ",
-                     engine_->options().context_tokens));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_tokens: ", job.max_tokens, " tokens after a prompt of ", job.prompt_tokens.size(),
+        " do not fit this worker's context of ", engine_->options().context_tokens));
   }
   auto sequence = std::make_unique<Sequence>();
   sequence->job = std::move(job);
@@ -36,9 +35,9 @@ absl::Status DecodeLoop::Submit(DecodeJob job) {
   if (stopping_) return absl::UnavailableError("the worker is shutting down");
   if (waiting_.size() >= options_.max_queued) {
     metrics_->Rejected("queue_full");
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the decode queue is full: ", waiting_.size(), " requests wait, max_queued is ",
-                     options_.max_queued));
+    return absl::ResourceExhaustedError(absl::StrCat("the decode queue is full: ", waiting_.size(),
+                                                     " requests wait, max_queued is ",
+                                                     options_.max_queued));
   }
   waiting_.push_back(std::move(sequence));
   ++unfinished_;
@@ -115,7 +114,8 @@ void DecodeLoop::AdmitWaiting() {
     absl::Status dead;
     {
       std::lock_guard lock(mutex_);
-      const bool room = running_count_ + arrived_.size() + pulling_ < engine_->options().max_sequences;
+      const bool room =
+          running_count_ + arrived_.size() + pulling_ < engine_->options().max_sequences;
       for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
         dead = (*it)->job.context->Check();
         if (dead.ok() && !room) continue;
@@ -242,7 +242,8 @@ void DecodeLoop::ComputeStep() {
   const Stopwatch step;
   const double idle_s = stepped_last_ ? since_step_.seconds() : 0;
   if (absl::Status computed = engine_->Step(items); !computed.ok()) {
-    spdlog::error("decode step failed sequences={} error=\"{}\"", items.size(), computed.ToString());
+    spdlog::error("decode step failed sequences={} error=\"{}\"", items.size(),
+                  computed.ToString());
     for (size_t slot = 0; slot < running_.size(); ++slot) EndRunning(slot, computed);
     return;
   }
@@ -293,8 +294,8 @@ void DecodeLoop::Fail(Sequence& sequence, absl::Status status) {
 
 void DecodeLoop::Finish(Sequence& sequence, DecodeFinish reason) {
   sequence.times.decode_s = sequence.since_joined.seconds();
-  metrics_->DecodeDone(sequence.generated - 1,
-                       sequence.times.queue_s + sequence.times.handoff_s, sequence.times.decode_s);
+  metrics_->DecodeDone(sequence.generated - 1, sequence.times.queue_s + sequence.times.handoff_s,
+                       sequence.times.decode_s);
   CountEnded(reason == DecodeFinish::kStop ? "stop" : "length");
   sequence.job.events->Finished(reason, sequence.times);
 }

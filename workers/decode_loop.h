@@ -66,8 +66,8 @@ class DecodeLoop {
     uint32_t max_queued = 256;
   };
   /// Starts the thread. `client` and `metrics` must outlive the loop.
-  DecodeLoop(std::unique_ptr<Engine> engine, kvstore::HandoffClient* client,
-             WorkerMetrics* metrics, Options options);
+  DecodeLoop(std::unique_ptr<Engine> engine, kvstore::HandoffClient* client, WorkerMetrics* metrics,
+             Options options);
   /// REQUIRES: every job has ended, or Stop was called after the client's Stop.
   ~DecodeLoop();
 

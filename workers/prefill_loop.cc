@@ -33,9 +33,9 @@ uint64_t PrefillLoop::BytesFor(const PrefillJob& job) const {
 absl::Status PrefillLoop::Submit(PrefillJob job) {
   const size_t n = job.tokens.size();
   if (n == 0 || n > engine_->options().context_tokens) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tokens: a prompt of ", n, " tokens; this worker takes 1 to ",
-                     engine_->options().context_tokens));
+    return absl::InvalidArgumentError(absl::StrCat("tokens: a prompt of ", n,
+                                                   " tokens; this worker takes 1 to ",
+                                                   engine_->options().context_tokens));
   }
   if (BytesFor(job) > options_.handoff_buffer_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -52,9 +52,9 @@ absl::Status PrefillLoop::Submit(PrefillJob job) {
   if (stopping_) return absl::UnavailableError("the worker is shutting down");
   if (waiting_.size() >= options_.max_queued) {
     metrics_->Rejected("queue_full");
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the prefill queue is full: ", waiting_.size(), " requests wait, max_queued is ",
-                     options_.max_queued));
+    return absl::ResourceExhaustedError(absl::StrCat("the prefill queue is full: ", waiting_.size(),
+                                                     " requests wait, max_queued is ",
+                                                     options_.max_queued));
   }
   waiting_.push_back(std::move(active));
   ++unfinished_;
@@ -95,7 +95,7 @@ void PrefillLoop::Run() {
     std::lock_guard lock(mutex_);
     waiting.swap(waiting_);
   }
-  for (auto& active : waiting) EndJob(*active->job.events, down, 0);
+  for (auto& active : waiting) EndJob(*active->job.events, down, 0, "");
 }
 
 bool PrefillLoop::WaitForWork() {
@@ -151,7 +151,7 @@ void PrefillLoop::AdmitWaiting() {
     if (dead.ok()) {
       Start(std::move(next));
     } else {
-      EndJob(*next->job.events, dead, 0);
+      EndJob(*next->job.events, dead, 0, "");
     }
   }
 }
@@ -167,9 +167,9 @@ void PrefillLoop::Start(std::unique_ptr<Active> owned) {
   if (active.job.max_tokens > 1) {
     auto published = server_->Publish(
         active.job.handoff_id, active.job.context,
-        [this, events = active.job.events, bytes = active.reserved_bytes](
-            absl::Status outcome, kvstore::HandoffStats stats) {
-          OnReleased(events, bytes, outcome, stats);
+        [this, context = active.job.context, events = active.job.events,
+         bytes = active.reserved_bytes](absl::Status outcome, kvstore::HandoffStats stats) {
+          OnReleased(*context, *events, bytes, std::move(outcome), stats);
         });
     if (!published.ok()) {
       {
@@ -199,7 +199,8 @@ void PrefillLoop::ComputeStep() {
   for (auto& active : computing_) {
     if (budget == 0) break;
     const std::vector<int32_t>& tokens = active->job.tokens;
-    const auto n = std::min<uint32_t>(budget, static_cast<uint32_t>(tokens.size()) - active->computed);
+    const auto n =
+        std::min<uint32_t>(budget, static_cast<uint32_t>(tokens.size()) - active->computed);
     items.push_back({.sequence = active->sequence,
                      .first_position = static_cast<int32_t>(active->computed),
                      .tokens = std::span(tokens).subspan(active->computed, n),
@@ -244,7 +245,7 @@ void PrefillLoop::FinishPrompt(Active& active, size_t item) {
   Log(spdlog::level::debug, *active.job.context, "prefill done", "tokens={} seconds={:.4f}", n,
       prefill_s);
   if (active.publication == nullptr) {
-    EndJob(*Remove(active)->job.events, absl::OkStatus(), 0);
+    EndJob(*Remove(active)->job.events, absl::OkStatus(), 0, stop ? "stop" : "length");
     return;
   }
   if (stop) {
@@ -263,8 +264,7 @@ absl::Status PrefillLoop::PublishComputed(Active& active, bool last) {
   if (active.publication == nullptr) return absl::OkStatus();
   if (engine_->layout().opaque) {
     if (!last) return absl::OkStatus();
-    ASSIGN_OR_RETURN(kvstore::KvChunk chunk,
-                     engine_->Extract(active.sequence, 0, active.computed));
+    ASSIGN_OR_RETURN(kvstore::KvChunk chunk, engine_->Extract(active.sequence, 0, active.computed));
     active.publication->Append(std::move(chunk));
     return absl::OkStatus();
   }
@@ -295,12 +295,13 @@ void PrefillLoop::Fail(Active& active, const absl::Status& status) {
   if (owned->publication != nullptr) {
     owned->publication->Abort(status);  // its release ends the job
   } else {
-    EndJob(*owned->job.events, status, 0);
+    EndJob(*owned->job.events, status, 0, "");
   }
 }
 
-void PrefillLoop::OnReleased(const std::shared_ptr<PrefillEvents>& events, uint64_t reserved_bytes,
-                             const absl::Status& outcome, const kvstore::HandoffStats& stats) {
+void PrefillLoop::OnReleased(const RequestContext& context, PrefillEvents& events,
+                             uint64_t reserved_bytes, absl::Status outcome,
+                             const kvstore::HandoffStats& stats) {
   {
     std::lock_guard lock(mutex_);
     buffer_reserved_bytes_ -= reserved_bytes;
@@ -310,15 +311,19 @@ void PrefillLoop::OnReleased(const std::shared_ptr<PrefillEvents>& events, uint6
     metrics_->HandoffSent(stats.bytes, absl::ToDoubleSeconds(stats.duration));
   } else if (!absl::IsCancelled(outcome)) {
     metrics_->HandoffFailed(HandoffDirection::kSend, outcome.code());
-    if (absl::IsDeadlineExceeded(outcome)) metrics_->HandoffLeaseExpired();
   }
-  EndJob(*events, outcome, stats.bytes);
+  if (absl::IsDeadlineExceeded(outcome) && context.Check().ok()) {
+    // The lease's end, not the request's: for the client a worker that failed.
+    metrics_->HandoffLeaseExpired();
+    outcome = absl::UnavailableError(outcome.message());
+  }
+  EndJob(events, outcome, stats.bytes, "handoff");
 }
 
-void PrefillLoop::EndJob(PrefillEvents& events, const absl::Status& status, uint64_t bytes) {
-  metrics_->RequestEnded(status.ok()                   ? (bytes > 0 ? "handoff" : "length")
-                         : absl::IsCancelled(status) ? "cancelled"
-                                                       : "error");
+void PrefillLoop::EndJob(PrefillEvents& events, const absl::Status& status, uint64_t bytes,
+                         std::string_view finish) {
+  if (!status.ok()) finish = absl::IsCancelled(status) ? "cancelled" : "error";
+  metrics_->RequestEnded(finish);
   {
     std::lock_guard lock(mutex_);
     --unfinished_;

@@ -107,9 +107,11 @@ class PrefillLoop {
   // Removes the job and ends it.
   void Fail(Active& active, const absl::Status& status);
 
-  void OnReleased(const std::shared_ptr<PrefillEvents>& events, uint64_t reserved_bytes,
-                  const absl::Status& outcome, const kvstore::HandoffStats& stats);
-  void EndJob(PrefillEvents& events, const absl::Status& status, uint64_t bytes);
+  void OnReleased(const RequestContext& context, PrefillEvents& events, uint64_t reserved_bytes,
+                  absl::Status outcome, const kvstore::HandoffStats& stats);
+  // `finish`: WorkerMetrics' word for the end when the status is OK.
+  void EndJob(PrefillEvents& events, const absl::Status& status, uint64_t bytes,
+              std::string_view finish);
   uint64_t BytesFor(const PrefillJob& job) const;
 
   const std::unique_ptr<Engine> engine_;

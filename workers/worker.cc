@@ -44,7 +44,8 @@ class ScopedAffinity {
 
 std::string MakeWorkerId(const std::string& name) {
   std::random_device random;
-  return absl::StrCat(name, "-", absl::Hex(random(), absl::kZeroPad8), absl::Hex(random(), absl::kZeroPad8));
+  return absl::StrCat(name, "-", absl::Hex(random(), absl::kZeroPad8),
+                      absl::Hex(random(), absl::kZeroPad8));
 }
 
 }  // namespace
@@ -69,14 +70,14 @@ absl::Status Worker::StartParts(std::shared_ptr<const Model> model) {
     const ScopedAffinity pinned(options_.cpus);
     ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, Engine::Create(model, options_.engine));
     const EngineOptions& made = engine->options();
-    kv_capacity_tokens_ = made.kv_tokens != 0
-                              ? made.kv_tokens
-                              : uint64_t{made.context_tokens} * made.max_sequences;
+    kv_capacity_tokens_ =
+        made.kv_tokens != 0 ? made.kv_tokens : uint64_t{made.context_tokens} * made.max_sequences;
     RETURN_IF_ERROR(StartLoop(std::move(engine)));
   }
   UpdateMetrics();
   metrics_->SetCacheConfig(options_.chunk_tokens, kv_capacity_tokens_ / options_.chunk_tokens);
-  service_ = std::make_unique<WorkerServiceImpl>(prefill_.get(), decode_.get(), model->fingerprint());
+  service_ =
+      std::make_unique<WorkerServiceImpl>(prefill_.get(), decode_.get(), model->fingerprint());
   // A prompt's token ids take up to 5 bytes each.
   const uint64_t max_receive_bytes = (1 << 20) + uint64_t{5} * options_.engine.context_tokens;
   ASSIGN_OR_RETURN(grpc_, StartGrpcServer({.listen = options_.grpc_listen,
@@ -156,17 +157,16 @@ void Worker::UpdateMetrics() {
     if (!error) UpdateMetrics();
   });
   const LoopLoad load = CurrentLoad();
-  metrics_->SetLoad(
-      {.running = load.running,
-       .waiting = load.waiting,
-       .queue_limit = options_.max_queued,
-       .kv_used_tokens = load.kv_used_tokens,
-       .kv_limit_tokens = kv_capacity_tokens_,
-       .handoff_held_bytes = load.handoff_held_bytes,
-       .handoff_limit_bytes = options_.handoff_buffer_bytes,
-       .connections = static_cast<uint32_t>(handoff_server_ != nullptr
-                                                ? handoff_server_->connections()
-                                                : handoff_client_->idle_connections())});
+  metrics_->SetLoad({.running = load.running,
+                     .waiting = load.waiting,
+                     .queue_limit = options_.max_queued,
+                     .kv_used_tokens = load.kv_used_tokens,
+                     .kv_limit_tokens = kv_capacity_tokens_,
+                     .handoff_held_bytes = load.handoff_held_bytes,
+                     .handoff_limit_bytes = options_.handoff_buffer_bytes,
+                     .connections = static_cast<uint32_t>(
+                         handoff_server_ != nullptr ? handoff_server_->connections()
+                                                    : handoff_client_->idle_connections())});
 }
 
 uint32_t Worker::unfinished() const { return CurrentLoad().unfinished; }

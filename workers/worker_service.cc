@@ -120,14 +120,14 @@ absl::Status WorkerServiceImpl::Check(const v1::RequestHeader& header,
                                       const std::string& handoff_id) const {
   if (draining_) return absl::UnavailableError("the worker is draining");
   if (header.model_fingerprint() != model_fingerprint_) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "model_fingerprint: the request is for model ",
-        absl::BytesToHexString(header.model_fingerprint()), "; this worker serves ",
-        absl::BytesToHexString(model_fingerprint_)));
+    return absl::FailedPreconditionError(
+        absl::StrCat("model_fingerprint: the request is for model ",
+                     absl::BytesToHexString(header.model_fingerprint()), "; this worker serves ",
+                     absl::BytesToHexString(model_fingerprint_)));
   }
   if (handoff_id.size() != kHandoffIdBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("handoff_id: ", handoff_id.size(),
-                                                   " bytes; must be ", kHandoffIdBytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("handoff_id: ", handoff_id.size(), " bytes; must be ", kHandoffIdBytes));
   }
   return absl::OkStatus();
 }

@@ -24,9 +24,9 @@ Cluster* GenerateTest::cluster_ = nullptr;
 
 TEST_F(GenerateTest, StreamsTextAndEndsWithUsageAndTimings) {
   int messages = 0;
-  const Generated got = client().Generate(
-      Greedy("Once upon a time there was a king who", 24),
-      [&](grpc::ClientContext&, const v1::GenerateResponse&) { ++messages; });
+  const Generated got =
+      client().Generate(Greedy("Once upon a time there was a king who", 24),
+                        [&](grpc::ClientContext&, const v1::GenerateResponse&) { ++messages; });
   ASSERT_TRUE(got.status.ok()) << got.status.error_message();
   EXPECT_GT(messages, 1) << "the text must come piece by piece";
   EXPECT_EQ(got.terminal_messages, 1);
@@ -81,7 +81,8 @@ TEST_F(GenerateTest, PromptTokensAreTakenAsTheyAre) {
   ASSERT_TRUE(client().inference().Tokenize(&context, tokenize, &tokens).ok());
   v1::GenerateRequest request = Greedy("", 8);
   *request.mutable_prompt_tokens()->mutable_ids() = tokens.token_ids();
-  EXPECT_EQ(client().Generate(request).tokens, client().Generate(Greedy("The king said", 8)).tokens);
+  EXPECT_EQ(client().Generate(request).tokens,
+            client().Generate(Greedy("The king said", 8)).tokens);
 }
 
 TEST_F(GenerateTest, StopStringEndsTheTextBeforeIt) {

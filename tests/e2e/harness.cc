@@ -107,12 +107,13 @@ size_t Process::Threads() const { return CountEntries("/proc/" + std::to_string(
 
 DaemonProcess::DaemonProcess(std::vector<std::string> flags) {
   const std::string port_file = TemporaryPath(".ports");
-  std::vector<std::string> command = {BinaryPath("tandemd"), "--port-file", port_file,
-                                      "--metrics-listen", "127.0.0.1:0", "--log-level", "debug"};
+  std::vector<std::string> command = {
+      BinaryPath("tandemd"), "--port-file", port_file, "--metrics-listen",
+      "127.0.0.1:0",         "--log-level", "debug"};
   command.insert(command.end(), flags.begin(), flags.end());
   process_ = std::make_unique<Process>(command, TemporaryPath(".log"));
-  const bool started = WaitFor(
-      [&] { return std::filesystem::exists(port_file) || !process_->Running(); });
+  const bool started =
+      WaitFor([&] { return std::filesystem::exists(port_file) || !process_->Running(); });
   if (!started || !std::filesystem::exists(port_file)) {
     ADD_FAILURE() << "tandemd did not start: " << process_->Log();
     return;
@@ -139,7 +140,8 @@ Generated Client::Generate(
   auto reader = inference_->Generate(&context, request);
   v1::GenerateResponse message;
   while (reader->Read(&message)) {
-    result.tokens.insert(result.tokens.end(), message.token_ids().begin(), message.token_ids().end());
+    result.tokens.insert(result.tokens.end(), message.token_ids().begin(),
+                         message.token_ids().end());
     result.text += message.text();
     if (!message.request_id().empty()) result.request_id = message.request_id();
     if (message.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
@@ -175,7 +177,8 @@ bool Client::WaitIdle() {
     for (const v1::WorkerState& worker : response.workers()) {
       const v1::WorkerLoad& load = worker.load();
       if (load.running() + load.waiting() + load.kv_used_tokens() + load.handoff_held_bytes() +
-              worker.assigned() > 0) {
+              worker.assigned() >
+          0) {
         return false;
       }
     }
@@ -185,8 +188,8 @@ bool Client::WaitIdle() {
 
 Cluster::Cluster(Options options) : options_(std::move(options)) {
   if (options_.model.empty()) options_.model = DemoModel();
-  std::vector<std::string> flags = {"--role", "router", "--model", options_.model, "--listen",
-                                    "127.0.0.1:0"};
+  std::vector<std::string> flags = {"--role",       "router",   "--model",
+                                    options_.model, "--listen", "127.0.0.1:0"};
   flags.insert(flags.end(), options_.router_flags.begin(), options_.router_flags.end());
   router_ = std::make_unique<DaemonProcess>(flags);
   client_ = std::make_unique<Client>(router_->RouterAddress());
@@ -195,9 +198,18 @@ Cluster::Cluster(Options options) : options_(std::move(options)) {
 }
 
 std::vector<std::string> Cluster::WorkerFlags(const std::string& phase) const {
-  std::vector<std::string> flags = {"--role",    "worker",       "--phase",   phase,
-                                    "--model",   options_.model, "--routers", router_->RouterAddress(),
-                                    "--threads", "1",            "--report-interval", "20ms"};
+  std::vector<std::string> flags = {"--role",
+                                    "worker",
+                                    "--phase",
+                                    phase,
+                                    "--model",
+                                    options_.model,
+                                    "--routers",
+                                    router_->RouterAddress(),
+                                    "--threads",
+                                    "1",
+                                    "--report-interval",
+                                    "20ms"};
   const auto& own = phase == "prefill" ? options_.prefill_flags : options_.decode_flags;
   flags.insert(flags.end(), options_.worker_flags.begin(), options_.worker_flags.end());
   flags.insert(flags.end(), own.begin(), own.end());

@@ -62,12 +62,12 @@ void RunStorm(const std::string& router, int seed) {
             << got.status.error_message();
         return;
       }
-      const Generated got = client.Generate(
-          LongRequest(seed + i, wanted),
-          [&](grpc::ClientContext& context, const v1::GenerateResponse& message) {
-            tokens += static_cast<size_t>(message.token_ids_size());
-            if (leaves && tokens >= leave_after) context.TryCancel();
-          });
+      const Generated got =
+          client.Generate(LongRequest(seed + i, wanted),
+                          [&](grpc::ClientContext& context, const v1::GenerateResponse& message) {
+                            tokens += static_cast<size_t>(message.token_ids_size());
+                            if (leaves && tokens >= leave_after) context.TryCancel();
+                          });
       if (leaves) {
         EXPECT_EQ(got.status.error_code(), grpc::CANCELLED) << got.status.error_message();
       } else {
@@ -140,8 +140,8 @@ TEST(LifecycleTest, SigtermLetsRunningRequestsFinishAndRefusesNewOnes) {
   Client client(all.RouterAddress());
   bool told = false;
   Generated late;
-  const Generated running = client.Generate(
-      LongRequest(6, 400), [&](grpc::ClientContext&, const v1::GenerateResponse&) {
+  const Generated running =
+      client.Generate(LongRequest(6, 400), [&](grpc::ClientContext&, const v1::GenerateResponse&) {
         if (told) return;
         told = true;
         all.process().Signal(SIGTERM);
@@ -182,8 +182,8 @@ TEST(LifecycleTest, ASecondSigtermEndsTheProcessAtOnce) {
         if (told) return;
         told = true;
         all.process().Signal(SIGTERM);
-        EXPECT_TRUE(WaitFor(
-            [&] { return all.process().Log().find("draining") != std::string::npos; }));
+        EXPECT_TRUE(
+            WaitFor([&] { return all.process().Log().find("draining") != std::string::npos; }));
         all.process().Signal(SIGTERM);
       });
   EXPECT_EQ(running.status.error_code(), grpc::UNAVAILABLE) << running.status.error_message();

@@ -15,7 +15,8 @@ using testing::HasSubstr;
 enum class Serving { kUnknown = 0, kYes = 1, kNo = 2 };
 Serving Health(Client& client, const std::string& service) {
   std::string request;
-  if (!service.empty()) request = "\x0a" + std::string(1, static_cast<char>(service.size())) + service;
+  if (!service.empty())
+    request = "\x0a" + std::string(1, static_cast<char>(service.size())) + service;
   const RawReply reply = RawCall(client, "/grpc.health.v1.Health/Check", request);
   if (reply.bytes.size() != 2 || reply.bytes[0] != 0x08) return Serving::kUnknown;
   return static_cast<Serving>(reply.bytes[1]);
@@ -30,9 +31,9 @@ TEST(OperationsTest, HealthFollowsTheWorkers) {
   EXPECT_THAT(refused.status.error_message(), HasSubstr("no prefill worker"));
 
   auto worker = [&](const std::string& phase) {
-    return std::make_unique<DaemonProcess>(std::vector<std::string>{
-        "--role", "worker", "--phase", phase, "--model", DemoModel(), "--routers",
-        router.RouterAddress(), "--threads", "1"});
+    return std::make_unique<DaemonProcess>(
+        std::vector<std::string>{"--role", "worker", "--phase", phase, "--model", DemoModel(),
+                                 "--routers", router.RouterAddress(), "--threads", "1"});
   };
   auto prefill = worker("prefill"), decode = worker("decode");
   auto serving = [&](const std::string& service, Serving wanted) {
@@ -115,9 +116,9 @@ TEST(OperationsTest, TwoRoutersShareTheWorkers) {
   const std::string routers = first.RouterAddress() + "," + second.RouterAddress();
   std::vector<std::unique_ptr<DaemonProcess>> workers;
   for (const std::string phase : {"prefill", "decode"}) {
-    workers.push_back(std::make_unique<DaemonProcess>(std::vector<std::string>{
-        "--role", "worker", "--phase", phase, "--model", DemoModel(), "--routers", routers,
-        "--threads", "1"}));
+    workers.push_back(std::make_unique<DaemonProcess>(
+        std::vector<std::string>{"--role", "worker", "--phase", phase, "--model", DemoModel(),
+                                 "--routers", routers, "--threads", "1"}));
   }
   std::vector<int32_t> tokens;
   for (DaemonProcess* router : {&first, &second}) {

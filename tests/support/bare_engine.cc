@@ -78,8 +78,13 @@ class Run {
     std::vector<int32_t> ones(tokens_.size(), 1);
     std::vector<llama_seq_id*> pointers;
     for (int32_t& sequence : sequences_) pointers.push_back(&sequence);
-    llama_batch batch{static_cast<int32_t>(tokens_.size()), tokens_.data(), nullptr,
-                      positions_.data(), ones.data(), pointers.data(), logits_.data()};
+    llama_batch batch{static_cast<int32_t>(tokens_.size()),
+                      tokens_.data(),
+                      nullptr,
+                      positions_.data(),
+                      ones.data(),
+                      pointers.data(),
+                      logits_.data()};
     const int result = llama_decode(context_.get(), batch);
     tokens_.clear();
     positions_.clear();
@@ -138,9 +143,9 @@ BareEngine::~BareEngine() {
 
 std::vector<int32_t> BareEngine::Tokenize(std::string_view text) const {
   std::vector<int32_t> tokens(text.size() + 16);
-  const int32_t n = llama_tokenize(llama_model_get_vocab(model_), text.data(),
-                                   static_cast<int32_t>(text.size()), tokens.data(),
-                                   static_cast<int32_t>(tokens.size()), true, false);
+  const int32_t n =
+      llama_tokenize(llama_model_get_vocab(model_), text.data(), static_cast<int32_t>(text.size()),
+                     tokens.data(), static_cast<int32_t>(tokens.size()), true, false);
   tokens.resize(std::max(n, 0));
   return tokens;
 }
@@ -149,8 +154,8 @@ std::string BareEngine::Text(std::span<const int32_t> tokens) const {
   std::string text;
   for (int32_t token : tokens) {
     char piece[256];
-    const int32_t n = llama_token_to_piece(llama_model_get_vocab(model_), token, piece,
-                                           sizeof(piece), 0, false);
+    const int32_t n =
+        llama_token_to_piece(llama_model_get_vocab(model_), token, piece, sizeof(piece), 0, false);
     text.append(piece, std::max(n, 0));
   }
   return text;
@@ -187,7 +192,8 @@ absl::StatusOr<std::vector<std::vector<float>>> BareEngine::TeacherForced(
   // cache half of them lie before ours.
   const auto other_length = [&](uint32_t s) { return std::min<size_t>(tokens.size(), 3 + s); };
   for (uint32_t s = 1; s < shape.sequences; s += 2) {
-    RETURN_IF_ERROR(run.Prefill(tokens.first(other_length(s)), static_cast<int32_t>(s), kOtherPiece));
+    RETURN_IF_ERROR(
+        run.Prefill(tokens.first(other_length(s)), static_cast<int32_t>(s), kOtherPiece));
   }
   RETURN_IF_ERROR(run.Prefill(tokens.first(n_prompt), 0, shape.step_tokens));
   std::vector<std::vector<float>> all;
@@ -197,13 +203,14 @@ absl::StatusOr<std::vector<std::vector<float>>> BareEngine::TeacherForced(
   };
   keep(static_cast<int32_t>((n_prompt - 1) % shape.step_tokens));
   for (uint32_t s = 2; s < shape.sequences; s += 2) {
-    RETURN_IF_ERROR(run.Prefill(tokens.first(other_length(s)), static_cast<int32_t>(s), kOtherPiece));
+    RETURN_IF_ERROR(
+        run.Prefill(tokens.first(other_length(s)), static_cast<int32_t>(s), kOtherPiece));
   }
   for (size_t i = n_prompt; i + 1 < tokens.size(); ++i) {
     run.Add(tokens[i], static_cast<int32_t>(i), 0, true);
     for (uint32_t s = 1; s < shape.sequences; ++s) {
-      run.Add(tokens[(i + s) % tokens.size()],
-              static_cast<int32_t>(other_length(s) + i - n_prompt), static_cast<int32_t>(s), true);
+      run.Add(tokens[(i + s) % tokens.size()], static_cast<int32_t>(other_length(s) + i - n_prompt),
+              static_cast<int32_t>(s), true);
     }
     RETURN_IF_ERROR(run.Decode());
     keep(0);

@@ -69,8 +69,8 @@ class Writer {
  private:
   std::string Key(const std::string& key) const { return architecture_ + "." + key; }
   ggml_tensor* New(const std::string& name, const std::vector<int64_t>& shape) {
-    ggml_tensor* tensor = ggml_new_tensor(ggml_.get(), GGML_TYPE_F32,
-                                          static_cast<int>(shape.size()), shape.data());
+    ggml_tensor* tensor =
+        ggml_new_tensor(ggml_.get(), GGML_TYPE_F32, static_cast<int>(shape.size()), shape.data());
     ggml_set_name(tensor, name.c_str());
     return tensor;
   }

@@ -27,7 +27,8 @@ PooledBuffer BufferPool::Take(size_t size) {
     size_t best = spares_.size();
     for (size_t i = 0; i < spares_.size(); ++i) {
       const bool fits = spares_[i].capacity >= size;
-      if (fits && (best == spares_.size() || spares_[i].capacity < spares_[best].capacity)) best = i;
+      const bool first = best == spares_.size();
+      if (fits && (first || spares_[i].capacity < spares_[best].capacity)) best = i;
     }
     if (best < spares_.size()) {
       Spare spare = std::move(spares_[best]);

@@ -24,8 +24,8 @@ absl::StatusOr<ggml_type> ParseCacheType(std::string_view option, const std::str
     if (name == ggml_type_name(type)) return type;
     names.push_back(ggml_type_name(type));
   }
-  return absl::InvalidArgumentError(absl::StrCat(View(option), " is \"", name, "\", must be one of ",
-                                                 absl::StrJoin(names, ", ")));
+  return absl::InvalidArgumentError(absl::StrCat(
+      View(option), " is \"", name, "\", must be one of ", absl::StrJoin(names, ", ")));
 }
 
 absl::Status CheckRange(std::string_view option, uint64_t value, uint64_t low, uint64_t high) {
@@ -40,9 +40,9 @@ absl::Status CheckBlocks(const Model& model, std::string_view option, ggml_type 
   if (!ggml_is_quantized(type) || heads <= 0) return absl::OkStatus();
   const int64_t head = llama_model_n_embd(model.handle()) / heads;
   if (head % ggml_blck_size(type) == 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      View(option), " is ", ggml_type_name(type), ", whose blocks of ", ggml_blck_size(type),
-      " values do not divide this model's heads of ", head));
+  return absl::InvalidArgumentError(
+      absl::StrCat(View(option), " is ", ggml_type_name(type), ", whose blocks of ",
+                   ggml_blck_size(type), " values do not divide this model's heads of ", head));
 }
 
 /// The CPU backend's function of that name; it may live in a shared object loaded at run time.
@@ -89,8 +89,8 @@ absl::StatusOr<CacheSettings> ParseCacheSettings(const Model& model, const Engin
   ASSIGN_OR_RETURN(settings.k_type, ParseCacheType("k_type", options.k_type));
   ASSIGN_OR_RETURN(settings.v_type, ParseCacheType("v_type", options.v_type));
   if (ggml_is_quantized(settings.v_type) && !settings.flash_attention) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "v_type is \"", options.v_type, "\": a quantised V needs flash_attention"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("v_type is \"", options.v_type, "\": a quantised V needs flash_attention"));
   }
   RETURN_IF_ERROR(CheckBlocks(model, "k_type", settings.k_type));
   RETURN_IF_ERROR(CheckBlocks(model, "v_type", settings.v_type));
@@ -118,8 +118,8 @@ llama_context_params ContextParams(const CacheSettings& settings, const ContextS
   // The default, n_batch, makes libllama abort when it is below n_seq_max, and wastes memory.
   params.n_outputs_max = shape.n_sequences;
   params.n_threads = params.n_threads_batch = static_cast<int32_t>(threads);
-  params.flash_attn_type = settings.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED
-                                                    : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.flash_attn_type =
+      settings.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
   params.type_k = settings.k_type;
   params.type_v = settings.v_type;
   params.kv_unified = shape.unified;
@@ -130,12 +130,12 @@ llama_context_params ContextParams(const CacheSettings& settings, const ContextS
 absl::StatusOr<ContextPtr> MakeContext(const Model& model, const CacheSettings& settings,
                                        const ContextShape& shape, const ComputeThreads& threads) {
   const LibllamaErrors errors;
-  ContextPtr context(llama_init_from_model(model.handle(),
-                                           ContextParams(settings, shape, threads.n())));
+  ContextPtr context(
+      llama_init_from_model(model.handle(), ContextParams(settings, shape, threads.n())));
   if (context == nullptr) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "libllama cannot make a context of ", shape.n_ctx, " tokens for ", shape.n_sequences,
-        " sequences: ", errors.Text("no reason given")));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("libllama cannot make a context of ", shape.n_ctx, " tokens for ",
+                     shape.n_sequences, " sequences: ", errors.Text("no reason given")));
   }
   if (threads.pool() != nullptr) {
     llama_attach_threadpool(context.get(), threads.pool(), threads.pool());
@@ -181,8 +181,8 @@ absl::Status StepBatch::Decode(llama_context* context) {
   if (result == 1) {
     return absl::ResourceExhaustedError(absl::StrCat("no free KV cells for ", n_, " tokens"));
   }
-  return absl::InternalError(absl::StrCat("libllama failed with code ", result, ": ",
-                                          errors.Text("no reason given")));
+  return absl::InternalError(
+      absl::StrCat("libllama failed with code ", result, ": ", errors.Text("no reason given")));
 }
 
 }  // namespace tandem::workers

@@ -27,9 +27,9 @@ ContextShape ShapeOf(const EngineOptions& options, bool opaque) {
   ContextShape shape;
   shape.unified = prefill || opaque;
   shape.n_sequences = options.max_sequences + (prefill && !opaque ? 1 : 0);
-  shape.n_ctx = static_cast<uint32_t>(
-      shape.unified ? round_up(options.kv_tokens)
-                    : round_up(options.context_tokens) * options.max_sequences);
+  shape.n_ctx = static_cast<uint32_t>(shape.unified ? round_up(options.kv_tokens)
+                                                    : round_up(options.context_tokens) *
+                                                          options.max_sequences);
   shape.step_tokens = options.step_tokens;
   return shape;
 }
@@ -40,9 +40,9 @@ absl::Status CheckMemoryRoom(const kvstore::KvLayout& layout, const ContextShape
   const uint64_t memory = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
   const uint64_t cache = layout.BytesPerToken() * shape.n_ctx;
   if (llama_supports_gpu_offload() || cache <= memory) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      absl::StrCat("a KV cache of ", shape.n_ctx, " tokens takes ", cache >> 20,
-                   " MiB, this machine has ", memory >> 20, " MiB"));
+  return absl::ResourceExhaustedError(absl::StrCat("a KV cache of ", shape.n_ctx, " tokens takes ",
+                                                   cache >> 20, " MiB, this machine has ",
+                                                   memory >> 20, " MiB"));
 }
 
 }  // namespace
@@ -98,9 +98,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
                  impl.memory_kind.reason);
   }
   if (options.context_tokens > engine->model_->training_context_tokens()) {
-    spdlog::warn("engine context is longer than the model was trained for context_tokens={} "
-                 "trained={}",
-                 options.context_tokens, engine->model_->training_context_tokens());
+    spdlog::warn(
+        "engine context is longer than the model was trained for context_tokens={} "
+        "trained={}",
+        options.context_tokens, engine->model_->training_context_tokens());
   }
   engine->layout_ = LayoutOf(impl.memory_kind);
   engine->identity_ = IdentityOf(*engine->model_, settings, impl.memory_kind);
@@ -145,10 +146,9 @@ absl::Status Engine::Impl::CheckItem(const StepItem& item, const EngineOptions& 
                                                    ", but it holds ", held));
   }
   if (item.tokens.size() > options.context_tokens - held) {
-    return absl::OutOfRangeError(absl::StrCat("sequence ", item.sequence, " would hold ",
-                                              held + item.tokens.size(),
-                                              " tokens, the context has room for ",
-                                              options.context_tokens));
+    return absl::OutOfRangeError(
+        absl::StrCat("sequence ", item.sequence, " would hold ", held + item.tokens.size(),
+                     " tokens, the context has room for ", options.context_tokens));
   }
   for (int32_t token : item.tokens) {
     if (token < 0 || token >= vocabulary_size) {
@@ -174,22 +174,22 @@ absl::Status Engine::Impl::CheckStep(std::span<const StepItem> items, const Engi
     n_tokens += item.tokens.size();
   }
   if (n_tokens < 1 || n_tokens > options.step_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("a step of ", n_tokens,
-                                                   " tokens; it can have 1 to ",
-                                                   options.step_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a step of ", n_tokens, " tokens; it can have 1 to ", options.step_tokens));
   }
   if (n_tokens > options.kv_tokens - total_length) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the KV is full: ", n_tokens, " tokens are too many with ", total_length,
-                     " of ", options.kv_tokens, " in use"));
+    return absl::ResourceExhaustedError(absl::StrCat("the KV is full: ", n_tokens,
+                                                     " tokens are too many with ", total_length,
+                                                     " of ", options.kv_tokens, " in use"));
   }
   return absl::OkStatus();
 }
 
 absl::Status Engine::Step(std::span<const StepItem> items) {
   Impl& impl = *impl_;
+  impl.logits.clear();
   RETURN_IF_ERROR(impl.CheckStep(items, options_, static_cast<int32_t>(model_->vocabulary_size())));
-  impl.logits.assign(items.size(), nullptr);
+  impl.logits.resize(items.size());
   impl.batch->Clear();
   std::vector<int32_t> last_rows;
   last_rows.reserve(items.size());
@@ -232,10 +232,9 @@ absl::StatusOr<kvstore::KvChunk> Engine::Extract(int32_t sequence, uint32_t firs
   const uint32_t held = impl_->lengths[sequence];
   const bool whole = first == 0 && n == held;
   if (n == 0 || first > held || n > held - first || (layout_.opaque && !whole)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot extract ", n, " tokens from position ", first, " of sequence ",
-                     sequence, ", which holds ", held,
-                     layout_.opaque ? " and can be extracted as a whole only" : ""));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cannot extract ", n, " tokens from position ", first, " of sequence ", sequence,
+        ", which holds ", held, layout_.opaque ? " and can be extracted as a whole only" : ""));
   }
   if (!layout_.opaque) {
     const auto spare = static_cast<int32_t>(options_.max_sequences);
@@ -284,17 +283,16 @@ absl::Status Engine::Move(int32_t from, int32_t to) {
   RETURN_IF_ERROR(impl_->CheckSequence(to));
   const uint32_t n = impl_->lengths[from];
   if (options_.use != EngineOptions::Use::kDecode || n == 0 || impl_->lengths[to] != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot move sequence ", from, " of ", n, " tokens to sequence ", to, " of ",
-                     impl_->lengths[to], " tokens"));
+    return absl::InvalidArgumentError(absl::StrCat("cannot move sequence ", from, " of ", n,
+                                                   " tokens to sequence ", to, " of ",
+                                                   impl_->lengths[to], " tokens"));
   }
   if (impl_->shape.unified) {
     llama_memory_seq_cp(impl_->memory(), from, to, -1, -1);
   } else {
     // Between streams llama_memory_seq_cp would put the copy off until the next decode, reading
     // what `from` holds by then, and copy the stream's full length.
-    ASSIGN_OR_RETURN(const PooledBuffer state,
-                     ReadState(impl_->context.get(), from, *impl_->pool));
+    ASSIGN_OR_RETURN(const PooledBuffer state, ReadState(impl_->context.get(), from, *impl_->pool));
     RETURN_IF_ERROR(WriteState(impl_->context.get(), to, state.bytes(), n));
   }
   impl_->SetLength(to, n);

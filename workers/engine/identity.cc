@@ -25,12 +25,11 @@ std::string RopeOfModel(const llama_model* model) {
 
 /// What the context overrides of it; 0 and negative numbers mean "as in the model".
 std::string RopeOfContext(const llama_context_params& params) {
-  return absl::StrCat("scaling=", static_cast<int>(params.rope_scaling_type),
-                      " freq_base=", params.rope_freq_base, " freq_scale=", params.rope_freq_scale,
-                      " yarn_ext=", params.yarn_ext_factor, " yarn_attn=", params.yarn_attn_factor,
-                      " yarn_beta_fast=", params.yarn_beta_fast,
-                      " yarn_beta_slow=", params.yarn_beta_slow,
-                      " yarn_orig_ctx=", params.yarn_orig_ctx);
+  return absl::StrCat(
+      "scaling=", static_cast<int>(params.rope_scaling_type), " freq_base=", params.rope_freq_base,
+      " freq_scale=", params.rope_freq_scale, " yarn_ext=", params.yarn_ext_factor,
+      " yarn_attn=", params.yarn_attn_factor, " yarn_beta_fast=", params.yarn_beta_fast,
+      " yarn_beta_slow=", params.yarn_beta_slow, " yarn_orig_ctx=", params.yarn_orig_ctx);
 }
 
 /// Equal neighbours as one: "8 × f16 256 B, 8 × f16 256 B by channel of 2 B".
@@ -71,10 +70,9 @@ kvstore::KvLayout LayoutOf(const MemoryKind& kind) {
 
 kvstore::Identity IdentityOf(const Model& model, const CacheSettings& settings,
                              const MemoryKind& kind) {
-  const std::string layout =
-      kind.opaque ? absl::StrCat("opaque: ", kind.first_token_bytes, " B + ", kind.token_bytes,
-                                 " B per token")
-                  : PlanesOf(LayoutOf(kind));
+  const std::string layout = kind.opaque ? absl::StrCat("opaque: ", kind.first_token_bytes, " B + ",
+                                                        kind.token_bytes, " B per token")
+                                         : PlanesOf(LayoutOf(kind));
   return {
       {"engine", absl::StrCat("llama.cpp ", kLlamaCommit)},
       {"model", absl::BytesToHexString(model.fingerprint())},

@@ -10,9 +10,8 @@ namespace {
 
 absl::Status CheckLength(uint32_t n_tokens, uint32_t max_tokens) {
   if (n_tokens >= 1 && n_tokens <= max_tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("a sequence of ", n_tokens,
-                                                 " tokens does not fit the context of ",
-                                                 max_tokens));
+  return absl::InvalidArgumentError(
+      absl::StrCat("a sequence of ", n_tokens, " tokens does not fit the context of ", max_tokens));
 }
 
 absl::Status NoMemory(uint64_t bytes) {
@@ -77,13 +76,13 @@ class PlainSink : public BlobSink {
  private:
   absl::Status CheckChunk(uint32_t first, uint32_t n, uint64_t body_bytes) const {
     if (first != received_) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          first > received_ ? "hole in the KV: " : "KV arrived twice: ", "a chunk begins at position ",
-          first, ", expected ", received_));
+      return absl::InvalidArgumentError(
+          absl::StrCat(first > received_ ? "hole in the KV: " : "KV arrived twice: ",
+                       "a chunk begins at position ", first, ", expected ", received_));
     }
     if (n == 0 || n > n_tokens_ - received_) {
-      return absl::InvalidArgumentError(absl::StrCat("a chunk of ", n, " tokens at position ", first,
-                                                     " of a sequence of ", n_tokens_));
+      return absl::InvalidArgumentError(absl::StrCat("a chunk of ", n, " tokens at position ",
+                                                     first, " of a sequence of ", n_tokens_));
     }
     if (body_bytes != bytes_per_token_ * n) {
       return absl::InvalidArgumentError(absl::StrCat("a chunk of ", n, " tokens has ", body_bytes,
@@ -128,7 +127,10 @@ class OpaqueSink : public BlobSink {
  public:
   OpaqueSink(uint32_t n_tokens, uint32_t max_tokens, uint64_t max_bytes,
              std::shared_ptr<BufferPool> pool)
-      : n_tokens_(n_tokens), max_tokens_(max_tokens), max_bytes_(max_bytes), pool_(std::move(pool)) {}
+      : n_tokens_(n_tokens),
+        max_tokens_(max_tokens),
+        max_bytes_(max_bytes),
+        pool_(std::move(pool)) {}
 
   absl::StatusOr<std::vector<std::span<uint8_t>>> Prepare(uint32_t first_position,
                                                           uint32_t n_tokens,

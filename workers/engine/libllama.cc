@@ -5,7 +5,6 @@
 #include <mutex>
 #include <string_view>
 
-
 namespace tandem::workers {
 namespace {
 

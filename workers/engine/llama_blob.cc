@@ -131,8 +131,7 @@ absl::StatusOr<Blob> ParseBlob(std::span<const uint8_t> bytes) {
   return blob;
 }
 
-absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positions,
-                                                int32_t first) {
+absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positions, int32_t first) {
   constexpr uint32_t kNone = UINT32_MAX;
   bool in_order = true;
   std::vector<uint32_t> order(positions.size(), kNone);
@@ -150,8 +149,8 @@ absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positio
   return order;
 }
 
-void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob,
-                  std::span<const uint32_t> order, std::vector<uint8_t>& out) {
+void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
+                  std::vector<uint8_t>& out) {
   const size_t n_cells = blob.positions.size();
   for (size_t i = 0; i < blob.plane_offsets.size(); ++i) {
     const BlobPlane& plane = blob.format.planes[i];

@@ -59,8 +59,8 @@ absl::StatusOr<Blob> ParseBlob(std::span<const uint8_t> bytes);
 absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positions, int32_t first);
 
 /// Appends the blob's planes to `out`, the cells in `order` (as CellOrder gives it).
-void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob,
-                  std::span<const uint32_t> order, std::vector<uint8_t>& out);
+void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
+                  std::vector<uint8_t>& out);
 
 /// Where everything lies in a blob that is to be built: positions 0 … n_tokens - 1 in the first of
 /// `n_streams` streams (libllama takes any).

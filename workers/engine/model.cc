@@ -145,8 +145,8 @@ uint32_t Model::vocabulary_size() const {
 const llama_vocab* Model::vocabulary() const { return llama_model_get_vocab(model_); }
 
 std::vector<int32_t> Model::Tokenize(std::string_view text, bool add_special) const {
-  const int32_t length = static_cast<int32_t>(
-      std::min<size_t>(text.size(), std::numeric_limits<int32_t>::max() - 16));
+  const int32_t length =
+      static_cast<int32_t>(std::min<size_t>(text.size(), std::numeric_limits<int32_t>::max() - 16));
   std::vector<int32_t> tokens(length / 2 + 16);
   for (;;) {
     const int32_t n =
@@ -182,10 +182,10 @@ std::string Model::Detokenize(std::span<const int32_t> tokens) const {
   }
   std::string text(shown.size() * 8, '\0');
   for (;;) {
-    const int32_t n = llama_detokenize(vocabulary(), shown.data(),
-                                       static_cast<int32_t>(shown.size()), text.data(),
-                                       static_cast<int32_t>(text.size()),
-                                       /*remove_special=*/false, /*unparse_special=*/false);
+    const int32_t n =
+        llama_detokenize(vocabulary(), shown.data(), static_cast<int32_t>(shown.size()),
+                         text.data(), static_cast<int32_t>(text.size()),
+                         /*remove_special=*/false, /*unparse_special=*/false);
     text.resize(std::abs(n));
     if (n >= 0) return text;
   }

@@ -1,4 +1,5 @@
-// A GGUF model: weights and vocabulary (text to tokens and back). The router holds one without weights.
+// A GGUF model: weights and vocabulary (text to tokens and back). The router holds one without
+// weights.
 #pragma once
 
 #include <cstdint>

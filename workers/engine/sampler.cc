@@ -123,16 +123,17 @@ Sampler::Sampler(std::shared_ptr<const Model> model, const SamplingOptions& opti
   const auto vocabulary = static_cast<int32_t>(model_->vocabulary_size());
   int32_t last_n = options_.penalty_last_n;
   if (last_n < 0) {  // the whole context
-    last_n = static_cast<int32_t>(std::max<size_t>(model_->training_context_tokens(), history.size()));
+    last_n =
+        static_cast<int32_t>(std::max<size_t>(model_->training_context_tokens(), history.size()));
   }
   penalties_ = last_n > 0 && (options_.repetition_penalty != 1 || options_.frequency_penalty != 0 ||
                               options_.presence_penalty != 0);
   std::vector<llama_sampler*> filters;
   if (penalties_) {
-    filters.push_back(llama_sampler_init_penalties(
-        vocabulary, last_n, static_cast<float>(options_.repetition_penalty),
-        static_cast<float>(options_.frequency_penalty),
-        static_cast<float>(options_.presence_penalty)));
+    filters.push_back(llama_sampler_init_penalties(vocabulary, last_n,
+                                                   static_cast<float>(options_.repetition_penalty),
+                                                   static_cast<float>(options_.frequency_penalty),
+                                                   static_cast<float>(options_.presence_penalty)));
   }
   // None of the others ever removes the best token.
   if (!greedy && options_.top_k > 0) filters.push_back(llama_sampler_init_top_k(options_.top_k));

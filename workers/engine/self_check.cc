@@ -95,8 +95,8 @@ absl::StatusOr<std::vector<kvstore::KvChunk>> TakeOut(Probe& source, const Memor
     return chunks;
   }
   for (const auto& [first, n] : {std::pair{0u, 1u}, std::pair{1u, kTokens - 1}}) {
-    ASSIGN_OR_RETURN(chunks.emplace_back(), ReadRange(source.context.get(), kSource, kSpare, first,
-                                                      n, kind.format, pool));
+    ASSIGN_OR_RETURN(chunks.emplace_back(),
+                     ReadRange(source.context.get(), kSource, kSpare, first, n, kind.format, pool));
   }
   return chunks;
 }
@@ -138,9 +138,9 @@ absl::Status CompareLogits(const Model& model, Probe& source, Probe& target) {
 
 }  // namespace
 
-absl::StatusOr<MemoryKind> CheckMemory(
-    const Model& model, const CacheSettings& settings, const ComputeThreads& threads,
-    bool force_opaque, const std::function<void(kvstore::KvChunk&)>& damage) {
+absl::StatusOr<MemoryKind> CheckMemory(const Model& model, const CacheSettings& settings,
+                                       const ComputeThreads& threads, bool force_opaque,
+                                       const std::function<void(kvstore::KvChunk&)>& damage) {
   auto pool = std::make_shared<BufferPool>();
   ASSIGN_OR_RETURN(Probe source, MakeProbe(model, settings, threads, /*unified=*/true));
   RETURN_IF_ERROR(source.Compute(model, kSource, 0, 1));

@@ -59,9 +59,9 @@ absl::Status WriteState(llama_context* context, int32_t sequence, std::span<cons
   const int64_t held = int64_t{llama_memory_seq_pos_max(memory, sequence)} + 1;
   if (n == blob.size() && held == n_tokens) return absl::OkStatus();
   llama_memory_seq_rm(memory, sequence, -1, -1);
-  return absl::DataLossError(absl::StrCat(
-      "libllama does not accept the KV: it took ", n, " of ", blob.size(), " bytes and holds ",
-      held, " of ", n_tokens, " positions: ", errors.Text("no reason given")));
+  return absl::DataLossError(absl::StrCat("libllama does not accept the KV: it took ", n, " of ",
+                                          blob.size(), " bytes and holds ", held, " of ", n_tokens,
+                                          " positions: ", errors.Text("no reason given")));
 }
 
 }  // namespace tandem::workers

@@ -108,8 +108,11 @@ request_brings_text() {
 }
 
 published_port_serves() {
-  podman run --rm --network host --entrypoint tandem "$TANDEM_IMAGE" generate \
-    --router="127.0.0.1:$TANDEM_PORT" --timeout=60s --max-tokens=8 "The king" | grep -q '[a-z]'
+  local text
+  text=$(podman run --rm --network host --entrypoint tandem "$TANDEM_IMAGE" generate \
+    --router="127.0.0.1:$TANDEM_PORT" --timeout=60s --max-tokens=8 "The king") || return 1
+  echo "$text"
+  [[ $text == *[a-z]* ]]
 }
 
 prometheus() { curl -fsS --get "http://127.0.0.1:$PROMETHEUS_PORT/api/v1/$1" "${@:2}"; }

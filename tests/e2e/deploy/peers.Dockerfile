@@ -9,6 +9,7 @@ RUN apt-get update \
 
 FROM peers AS haproxy
 USER haproxy
+STOPSIGNAL SIGUSR1
 
 FROM peers AS prometheus
 USER prometheus

@@ -30,8 +30,8 @@ void Mutate(std::vector<uint8_t>& bytes, std::mt19937& random) {
       if (!bytes.empty()) bytes[below(bytes.size())] ^= 1u << below(8);
       break;
     case 1: {
-      static constexpr uint32_t kNumbers[] = {0,    1,          2,          255,       256, 4096,
-                                              4097, 0x7fffffff, 0x80000000, 0xfffffff0, UINT32_MAX};
+      static constexpr uint32_t kNumbers[] = {
+          0, 1, 2, 255, 256, 4096, 4097, 0x7fffffff, 0x80000000, 0xfffffff0, UINT32_MAX};
       const uint32_t number = kNumbers[below(std::size(kNumbers))];
       if (bytes.size() >= 4) {
         std::memcpy(bytes.data() + below(bytes.size() / 4) * 4, &number, sizeof(number));
@@ -42,7 +42,8 @@ void Mutate(std::vector<uint8_t>& bytes, std::mt19937& random) {
       bytes.resize(below(bytes.size() + 1));
       break;
     case 3:
-      bytes.insert(bytes.begin() + below(bytes.size() + 1), below(16), static_cast<uint8_t>(random()));
+      bytes.insert(bytes.begin() + below(bytes.size() + 1), below(16),
+                   static_cast<uint8_t>(random()));
       break;
     default:
       if (bytes.size() > 8) {  // a piece twice

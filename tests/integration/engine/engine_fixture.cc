@@ -75,8 +75,7 @@ absl::Status Feed(Engine& engine, int32_t sequence, std::span<const int32_t> tok
 }
 
 absl::StatusOr<std::unique_ptr<Engine::IncomingKv>> Carry(Engine& from, int32_t sequence,
-                                                          const Engine& to,
-                                                          uint32_t chunk_tokens) {
+                                                          const Engine& to, uint32_t chunk_tokens) {
   const uint32_t length = from.Length(sequence);
   auto sink = to.NewSink(length);
   for (uint32_t first = 0; first < length; first += chunk_tokens) {

@@ -16,10 +16,10 @@
 namespace tandem::workers {
 
 /// Fails the test at once with the status' text.
-#define ASSERT_OK(expr)                                          \
-  do {                                                           \
-    const absl::Status assert_ok_status = (expr);                \
-    ASSERT_TRUE(assert_ok_status.ok()) << assert_ok_status;      \
+#define ASSERT_OK(expr)                                     \
+  do {                                                      \
+    const absl::Status assert_ok_status = (expr);           \
+    ASSERT_TRUE(assert_ok_status.ok()) << assert_ok_status; \
   } while (false)
 
 /// models/demo-q8_0.gguf, loaded once.

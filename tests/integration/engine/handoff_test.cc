@@ -73,17 +73,17 @@ TEST_P(HandoffTest, IsBitExactInChunksOf256) {
 }
 
 TEST_P(ChunkedHandoffTest, IsBitExactInOddChunks) {
-  for (const auto& [n, chunk] : {std::pair{1u, 256u}, {2u, 1u}, {255u, 256u}, {256u, 256u},
-                                 {257u, 256u}, {100u, 7u}}) {
+  for (const auto& [n, chunk] :
+       {std::pair{1u, 256u}, {2u, 1u}, {255u, 256u}, {256u, 256u}, {257u, 256u}, {100u, 7u}}) {
     SCOPED_TRACE(::testing::Message() << n << " tokens in chunks of " << chunk);
     ExpectExact(DemoModel(), GetParam(), Prompt(n), chunk);
   }
 }
 
 constexpr Config kPlain[] = {
-    {"f16", "f16", "f16", true},    {"f16NoFlash", "f16", "f16", false},
-    {"q8", "q8_0", "q8_0", true},   {"q8NoFlash", "q8_0", "f16", false},
-    {"q4", "q4_0", "q4_0", true},   {"f32", "f32", "f32", true},
+    {"f16", "f16", "f16", true},  {"f16NoFlash", "f16", "f16", false},
+    {"q8", "q8_0", "q8_0", true}, {"q8NoFlash", "q8_0", "f16", false},
+    {"q4", "q4_0", "q4_0", true}, {"f32", "f32", "f32", true},
 };
 constexpr Config kForcedOpaque[] = {
     {"f16Opaque", "f16", "f16", true, true},
@@ -192,8 +192,8 @@ TEST(HandoffOfSeveralTest, BatchesDoNotMixSequences) {
     for (int32_t s = 0; s < 4; ++s) {
       if (done >= prompts[s].size()) continue;
       const auto rest = std::span(prompts[s]).subspan(done);
-      items.push_back({s, static_cast<int32_t>(done), rest.first(std::min<size_t>(50, rest.size())),
-                       false});
+      items.push_back(
+          {s, static_cast<int32_t>(done), rest.first(std::min<size_t>(50, rest.size())), false});
     }
     ASSERT_OK(prefill->Step(items));
   }
@@ -253,15 +253,12 @@ TEST(IdentityTest, IsEqualOnBothSidesAndTellsSettingsApart) {
   EngineOptions options = Options(Use::kDecode);
   options.context_tokens = 512;
   options.max_sequences = 7;
-  EXPECT_TRUE(
-      kvstore::CompareIdentity(prefill->identity(), MakeEngine(options)->identity()).ok());
+  EXPECT_TRUE(kvstore::CompareIdentity(prefill->identity(), MakeEngine(options)->identity()).ok());
   options.k_type = "q8_0";
-  EXPECT_FALSE(
-      kvstore::CompareIdentity(prefill->identity(), MakeEngine(options)->identity()).ok());
+  EXPECT_FALSE(kvstore::CompareIdentity(prefill->identity(), MakeEngine(options)->identity()).ok());
   options.k_type = "f16";
   options.flash_attention = false;
-  EXPECT_FALSE(
-      kvstore::CompareIdentity(prefill->identity(), MakeEngine(options)->identity()).ok());
+  EXPECT_FALSE(kvstore::CompareIdentity(prefill->identity(), MakeEngine(options)->identity()).ok());
   EXPECT_EQ(prefill->layout().BytesPerToken(), 4096u);
   EXPECT_EQ(prefill->layout().planes.size(), 16u);
 }

@@ -278,10 +278,9 @@ TEST_P(SelfCheckTest, RefusesATruncatedChunk) {
 INSTANTIATE_TEST_SUITE_P(Opaque, SelfCheckTest, ::testing::Bool());
 
 TEST(PlainSelfCheckTest, RefusesASingleFlippedBit) {
-  const auto status =
-      CheckMemory(*DemoModel(), CacheSettings{}, ComputeThreads(1), false,
-                  [](kvstore::KvChunk& chunk) { chunk.bytes.back() ^= 1; })
-          .status();
+  const auto status = CheckMemory(*DemoModel(), CacheSettings{}, ComputeThreads(1), false,
+                                  [](kvstore::KvChunk& chunk) { chunk.bytes.back() ^= 1; })
+                          .status();
   ExpectStatus(status, absl::StatusCode::kFailedPrecondition, "is not the same");
 }
 

@@ -87,8 +87,7 @@ inline std::vector<uint8_t> ChunkOf(const BlobRecipe& recipe, int32_t first, uin
     for (uint32_t channel = 0; channel < row / element; ++channel) {
       for (uint32_t i = 0; i < n; ++i) {
         for (uint32_t b = 0; b < element; ++b) {
-          bytes.push_back(
-              ValueAt(plane, first + static_cast<int32_t>(i), channel * element + b));
+          bytes.push_back(ValueAt(plane, first + static_cast<int32_t>(i), channel * element + b));
         }
       }
     }

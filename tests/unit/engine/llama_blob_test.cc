@@ -45,8 +45,8 @@ TEST(ParseBlobTest, ReadsWhatTheFormatSays) {
     }
     std::vector<uint8_t> planes;
     AppendPlanes(bytes, *blob, {}, planes);
-    EXPECT_EQ(planes, ChunkOf(recipe, recipe.positions[0],
-                              static_cast<uint32_t>(recipe.positions.size())));
+    EXPECT_EQ(planes,
+              ChunkOf(recipe, recipe.positions[0], static_cast<uint32_t>(recipe.positions.size())));
   }
 }
 

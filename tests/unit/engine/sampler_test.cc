@@ -36,8 +36,8 @@ std::vector<float> RandomLogits(uint32_t seed) {
   return logits;
 }
 
-int32_t SampleOnce(const SamplingOptions& options, std::span<const float> logits,
-                   uint32_t position, std::span<const int32_t> history = {}) {
+int32_t SampleOnce(const SamplingOptions& options, std::span<const float> logits, uint32_t position,
+                   std::span<const int32_t> history = {}) {
   return Sampler(Vocabulary(), options, history).Sample(logits, position);
 }
 
@@ -103,13 +103,11 @@ TEST(SamplerTest, GreedyTakesTheLowestOfTheLikeliest) {
             std::max_element(random.begin(), random.end()) - random.begin());
   // With penalties that change nothing for the best, and with every filter.
   const std::vector<int32_t> history = {40};
-  EXPECT_EQ(SampleOnce({.temperature = 0,
-                        .top_k = 1,
-                        .top_p = 0.1,
-                        .min_p = 0.9,
-                        .repetition_penalty = 1.5},
-                       Logits({{900, 3}, {17, 3}, {40, 2}}), 5, history),
-            17);
+  EXPECT_EQ(
+      SampleOnce(
+          {.temperature = 0, .top_k = 1, .top_p = 0.1, .min_p = 0.9, .repetition_penalty = 1.5},
+          Logits({{900, 3}, {17, 3}, {40, 2}}), 5, history),
+      17);
 }
 
 TEST(SamplerTest, SmallTemperaturesAreGreedyAndLargeOnesUniform) {
@@ -121,8 +119,8 @@ TEST(SamplerTest, SmallTemperaturesAreGreedyAndLargeOnesUniform) {
 }
 
 TEST(SamplerTest, FollowsTheDistribution) {
-  const auto logits =
-      Logits({{10, std::log(0.5f)}, {20, std::log(0.3f)}, {30, std::log(0.15f)}, {40, std::log(0.05f)}});
+  const auto logits = Logits(
+      {{10, std::log(0.5f)}, {20, std::log(0.3f)}, {30, std::log(0.15f)}, {40, std::log(0.05f)}});
   const int n = 20000;
   for (int32_t top_k : {0, 4}) {
     const auto counts = Draw({.temperature = 1, .top_k = top_k, .seed = 3}, logits, n);
@@ -146,9 +144,9 @@ TEST(SamplerTest, TopKKeepsTheKLikeliestAndOfEqualsTheLowest) {
   auto penalised = random;
   penalised[4000] = -100;
   for (uint32_t position = 0; position < 50; ++position) {
-    EXPECT_EQ(SampleOnce({.top_k = 40, .seed = 9}, penalised, position),
-              SampleOnce({.top_k = 40, .frequency_penalty = 1, .seed = 9}, penalised, position,
-                         unseen));
+    EXPECT_EQ(
+        SampleOnce({.top_k = 40, .seed = 9}, penalised, position),
+        SampleOnce({.top_k = 40, .frequency_penalty = 1, .seed = 9}, penalised, position, unseen));
   }
   EXPECT_EQ(Draw({.top_k = 100000}, logits, 100).size(), 5u);
   EXPECT_EQ(Draw({.top_k = 300}, logits, 100).size(), 5u);
@@ -156,8 +154,8 @@ TEST(SamplerTest, TopKKeepsTheKLikeliestAndOfEqualsTheLowest) {
 }
 
 TEST(SamplerTest, TopPKeepsTheSmallestSetOfThatMass) {
-  const auto logits =
-      Logits({{10, std::log(0.5f)}, {20, std::log(0.3f)}, {30, std::log(0.15f)}, {40, std::log(0.05f)}});
+  const auto logits = Logits(
+      {{10, std::log(0.5f)}, {20, std::log(0.3f)}, {30, std::log(0.15f)}, {40, std::log(0.05f)}});
   EXPECT_EQ(Draw({.top_p = 0.4}, logits, 200).size(), 1u);
   EXPECT_EQ(Draw({.top_p = 0.6}, logits, 200).size(), 2u);
   EXPECT_EQ(Draw({.top_p = 0.9}, logits, 400).size(), 3u);
@@ -166,8 +164,8 @@ TEST(SamplerTest, TopPKeepsTheSmallestSetOfThatMass) {
 }
 
 TEST(SamplerTest, MinPDropsTheUnlikely) {
-  const auto logits =
-      Logits({{10, std::log(0.5f)}, {20, std::log(0.3f)}, {30, std::log(0.15f)}, {40, std::log(0.05f)}});
+  const auto logits = Logits(
+      {{10, std::log(0.5f)}, {20, std::log(0.3f)}, {30, std::log(0.15f)}, {40, std::log(0.05f)}});
   EXPECT_EQ(Draw({.min_p = 0.5}, logits, 200).size(), 2u);
   EXPECT_EQ(Draw({.min_p = 0.2}, logits, 400).size(), 3u);
   EXPECT_EQ(Draw({.top_k = 4, .min_p = 1}, logits, 100).size(), 1u);
