@@ -1,10 +1,14 @@
 # The version that `--version` prints: the project's, the commit, and libllama's.
+set(TANDEM_COMMIT "" CACHE STRING "The commit to stamp in; empty: what git says")
+set(TANDEM_STAMP "${TANDEM_COMMIT}")
 find_package(Git QUIET)
-set(TANDEM_COMMIT "unknown")
-if(GIT_FOUND)
+if(NOT TANDEM_STAMP AND GIT_FOUND)
   execute_process(COMMAND ${GIT_EXECUTABLE} describe --always --dirty --abbrev=12
-    WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} OUTPUT_VARIABLE TANDEM_COMMIT
+    WORKING_DIRECTORY ${CMAKE_SOURCE_DIR} OUTPUT_VARIABLE TANDEM_STAMP
     OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+if(NOT TANDEM_STAMP)
+  set(TANDEM_STAMP "unknown")
 endif()
 file(STRINGS ${CMAKE_SOURCE_DIR}/cmake/llama.pin pin REGEX "^LLAMA_(VERSION|COMMIT)=")
 foreach(line ${pin})

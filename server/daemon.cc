@@ -156,8 +156,17 @@ void Daemon::Drain() {
   } else {
     for (const auto& worker : workers_) worker->Drain();
   }
+  // A worker stays for a moment longer than its last request: one may be on its way from a router
+  // that has not read yet that the worker drains.
+  const double quiet_s =
+      config_.role == Role::kWorker ? absl::ToDoubleSeconds(config_.report_interval) : 0;
   const Stopwatch waited;
-  while (unfinished() > 0 && waited.seconds() < absl::ToDoubleSeconds(config_.drain_timeout)) {
+  Stopwatch quiet;
+  while (waited.seconds() < absl::ToDoubleSeconds(config_.drain_timeout)) {
+    if (unfinished() > 0)
+      quiet = Stopwatch();
+    else if (quiet.seconds() >= quiet_s)
+      break;
     std::this_thread::sleep_for(kPollInterval);
   }
   if (const uint32_t left = unfinished(); left > 0) {

@@ -131,7 +131,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(
 
 Router::~Router() { Stop(); }
 
-bool Router::ready() const { return const_cast<RouterCore&>(core_).view().Ready(absl::Now()); }
+bool Router::ready() const { return core_.view().Ready(absl::Now()); }
 
 void Router::SetHealth(bool serving) {
   auto* health = grpc_.server->GetHealthCheckService();

@@ -45,6 +45,7 @@ class RouterCore {
   const workers::Model& model() const { return *model_; }
   const std::shared_ptr<const workers::Model>& shared_model() const { return model_; }
   scheduler::ClusterView& view() { return view_; }
+  const scheduler::ClusterView& view() const { return view_; }
   RouterMetrics& metrics() { return metrics_; }
 
   /// Counts a request in. UNAVAILABLE while draining, RESOURCE_EXHAUSTED when max_requests are in

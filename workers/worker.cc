@@ -175,7 +175,6 @@ void Worker::Drain() {
   draining_ = true;
   grpc_.server->GetHealthCheckService()->SetServingStatus(false);
   cluster_->ReportNow();
-  service_->Drain();
 }
 
 void Worker::Stop() {

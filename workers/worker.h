@@ -51,7 +51,7 @@ class Worker {
   int grpc_port() const { return grpc_.port; }
   int data_port() const { return data_port_; }
 
-  /// Tells the routers to send nothing more, and refuses what comes all the same.
+  /// Tells the routers to send nothing more. What is on its way is still served.
   void Drain();
   /// Requests that have not ended.
   uint32_t unfinished() const;

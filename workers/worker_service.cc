@@ -118,7 +118,6 @@ SamplingOptions ToSamplingOptions(const v1::SamplingParams& params) {
 
 absl::Status WorkerServiceImpl::Check(const v1::RequestHeader& header,
                                       const std::string& handoff_id) const {
-  if (draining_) return absl::UnavailableError("the worker is draining");
   if (header.model_fingerprint() != model_fingerprint_) {
     return absl::FailedPreconditionError(
         absl::StrCat("model_fingerprint: the request is for model ",

@@ -25,16 +25,12 @@ class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
   grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* context,
                                                     const v1::DecodeRequest* request) override;
 
-  /// From now on new calls are refused with UNAVAILABLE; running ones go on.
-  void Drain() { draining_ = true; }
-
  private:
   absl::Status Check(const v1::RequestHeader& header, const std::string& handoff_id) const;
 
   PrefillLoop* const prefill_;
   DecodeLoop* const decode_;
   const std::string model_fingerprint_;
-  std::atomic<bool> draining_{false};
 };
 
 /// The sampling options that a request's parameters mean. REQUIRES: validated by the router.

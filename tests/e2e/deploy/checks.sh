@@ -149,6 +149,7 @@ router_comes_back() {
 
 termination_drains() {
   local out=$STATE/stream tokens=1500 reader daemons=() service
+  rm -f "$out"
   for service in router-1 router-2 prefill-1 decode-1; do daemons+=("$(container "$service")"); done
   # From outside the daemons' containers: those end.
   podman run --rm --network "${PROJECT}_default" --entrypoint tandem "$TANDEM_IMAGE" generate \
