@@ -61,7 +61,8 @@ struct Workers {
   std::unique_ptr<v1::WorkerService::Stub> prefill, decode;
 
   explicit Workers(Client& client) {
-    for (const v1::WorkerState& worker : client.Workers().workers()) {
+    const v1::ListWorkersResponse all = client.Workers();
+    for (const v1::WorkerState& worker : all.workers()) {
       auto stub = v1::WorkerService::NewStub(MakeChannel(worker.info().grpc_address()));
       if (worker.info().phase() == v1::PHASE_PREFILL) {
         prefill_info = worker.info();
