@@ -106,6 +106,25 @@ class Run {
     return absl::OkStatus();
   }
 
+  /// The same beside another prompt; see StepShape::fellow_tokens. Returns the row of the logits.
+  absl::StatusOr<int32_t> PrefillWithFellow(std::span<const int32_t> prompt,
+                                            const StepShape& shape) {
+    constexpr int32_t kFellow = 1;
+    uint32_t fellow = std::min(shape.fellow_tokens, shape.step_tokens / 2);
+    int32_t row = 0;
+    for (size_t i = 0; i < prompt.size(); fellow /= 2) {
+      for (uint32_t f = 0; f < fellow; ++f) {
+        Add(prompt[f % prompt.size()], static_cast<int32_t>(f), kFellow, false);
+      }
+      const size_t end = std::min<size_t>(prompt.size(), i + shape.step_tokens - fellow);
+      row = static_cast<int32_t>(fellow + end - i) - 1;
+      for (; i < end; ++i) Add(prompt[i], static_cast<int32_t>(i), 0, i + 1 == prompt.size());
+      RETURN_IF_ERROR(Decode());
+      llama_memory_seq_rm(llama_get_memory(context_.get()), kFellow, -1, -1);
+    }
+    return row;
+  }
+
   /// Logits after the last token of the last Decode's row `row`.
   const float* Logits(int32_t row) const { return llama_get_logits_ith(context_.get(), row); }
 
@@ -191,18 +210,23 @@ absl::StatusOr<std::vector<std::vector<float>>> BareEngine::TeacherForced(
   // The others' prompts: short, so that they cost little, and of different lengths. In a unified
   // cache half of them lie before ours.
   const auto other_length = [&](uint32_t s) { return std::min<size_t>(tokens.size(), 3 + s); };
-  for (uint32_t s = 1; s < shape.sequences; s += 2) {
+  for (uint32_t s = 1; s < shape.sequences && shape.fellow_tokens == 0; s += 2) {
     RETURN_IF_ERROR(
         run.Prefill(tokens.first(other_length(s)), static_cast<int32_t>(s), kOtherPiece));
   }
-  RETURN_IF_ERROR(run.Prefill(tokens.first(n_prompt), 0, shape.step_tokens));
+  auto row = static_cast<int32_t>((n_prompt - 1) % shape.step_tokens);
+  if (shape.fellow_tokens > 0) {
+    ASSIGN_OR_RETURN(row, run.PrefillWithFellow(tokens.first(n_prompt), shape));
+  } else {
+    RETURN_IF_ERROR(run.Prefill(tokens.first(n_prompt), 0, shape.step_tokens));
+  }
   std::vector<std::vector<float>> all;
   const auto keep = [&](int32_t row) {
     const float* logits = run.Logits(row);
     all.emplace_back(logits, logits + vocabulary_size());
   };
-  keep(static_cast<int32_t>((n_prompt - 1) % shape.step_tokens));
-  for (uint32_t s = 2; s < shape.sequences; s += 2) {
+  keep(row);
+  for (uint32_t s = shape.fellow_tokens > 0 ? 1 : 2; s < shape.sequences; s += 2) {
     RETURN_IF_ERROR(
         run.Prefill(tokens.first(other_length(s)), static_cast<int32_t>(s), kOtherPiece));
   }
@@ -248,6 +272,10 @@ std::vector<StepShape> BusyShapes(uint32_t step_tokens) {
     shapes.push_back({.step_tokens = step_tokens, .sequences = sequences, .unified = true});
   }
   for (uint32_t piece : {1u, 7u, 32u, 100u}) shapes.push_back({.step_tokens = piece});
+  for (uint32_t step : {64u, 200u, step_tokens}) {
+    shapes.push_back(
+        {.step_tokens = step, .sequences = 2, .unified = true, .fellow_tokens = step / 2});
+  }
   return shapes;
 }
 

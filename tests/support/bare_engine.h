@@ -30,6 +30,11 @@ struct StepShape {
   /// One pool of KV cells for all sequences, in which the others' cells lie between ours, as in a
   /// prefill worker; otherwise a stream each.
   bool unified = false;
+  /// Another prompt shares the prefill's steps: this many of its tokens stand before ours in the
+  /// first step, half as many in the next, and so on, and it is gone after each. So our rows are
+  /// computed with others, and in a unified cache our cells lie out of order, as in a busy prefill
+  /// worker. REQUIRES: unified, sequences ≥ 2.
+  uint32_t fellow_tokens = 0;
 };
 
 /// Not thread-safe. One thread computes.
