@@ -62,3 +62,15 @@ function(tandem_test name)
   endif()
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
+
+# tandem_fuzz_test(NAME FUZZER source TEST source LINK targets…): NAME_fuzz_test runs the fuzz target
+# over seeds and fixed mutations; with TANDEM_FUZZ, fuzz_NAME is libFuzzer's program (`./dev fuzz NAME`).
+function(tandem_fuzz_test name)
+  cmake_parse_arguments(ARG "" "FUZZER;TEST" "LINK" ${ARGN})
+  tandem_test(${name}_fuzz_test SOURCES ${ARG_FUZZER} ${ARG_TEST} LINK ${ARG_LINK} LABELS fuzz)
+  if(TANDEM_FUZZ)
+    add_executable(fuzz_${name} ${ARG_FUZZER})
+    target_link_libraries(fuzz_${name} PRIVATE tandem_options ${ARG_LINK})
+    target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  endif()
+endfunction()
