@@ -59,6 +59,18 @@ int ReportError(const grpc::Status& status, const std::string& router, grpc::Cha
   return kFailed;
 }
 
+std::optional<int> ReadCommandLine(const Command& command, std::span<char* const> args,
+                                   const Terminal& terminal, std::vector<std::string>& operands) {
+  if (WantsHelp(args)) {
+    terminal.out << HelpText(command);
+    return kOk;
+  }
+  auto parsed = ParseOptions(command, args);
+  if (!parsed.ok()) return ReportUsage(parsed.status(), terminal);
+  operands = *std::move(parsed);
+  return std::nullopt;
+}
+
 int ReportUsage(const absl::Status& status, const Terminal& terminal) {
   terminal.err << "tandem: " << status.message() << "\n";
   return kUsage;

@@ -6,9 +6,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <ostream>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "cli/options.h"
 #include "grpcpp/support/status.h"
@@ -40,6 +42,11 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& router);
 /// kFailed. `context`: the call's; null when there was none.
 int ReportError(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
                 const grpc::ClientContext& context, const Terminal& terminal);
+
+/// Applies the flags and fills `operands`. Returns what to exit with instead of going on: after
+/// --help, or after telling the fault of a command line.
+std::optional<int> ReadCommandLine(const Command& command, std::span<char* const> args,
+                                   const Terminal& terminal, std::vector<std::string>& operands);
 
 /// Writes the fault of a command line. Returns kUsage.
 int ReportUsage(const absl::Status& status, const Terminal& terminal);

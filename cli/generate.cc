@@ -166,13 +166,9 @@ int RunGenerate(std::span<char* const> args, const Terminal& terminal) {
   settings.router = DefaultRouter(terminal);
   settings.stats = terminal.err_is_terminal;
   const Command command = MakeCommand(settings);
-  if (WantsHelp(args)) {
-    terminal.out << HelpText(command);
-    return kOk;
-  }
-  const auto operands = ParseOptions(command, args);
-  if (!operands.ok()) return ReportUsage(operands.status(), terminal);
-  if (const absl::Status status = SetPrompt(*operands, settings); !status.ok()) {
+  std::vector<std::string> operands;
+  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
+  if (const absl::Status status = SetPrompt(operands, settings); !status.ok()) {
     return ReportUsage(status, terminal);
   }
 

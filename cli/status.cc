@@ -157,15 +157,11 @@ int RunStatus(std::span<char* const> args, const Terminal& terminal) {
   Settings settings;
   settings.router = DefaultRouter(terminal);
   const Command command = MakeCommand(settings);
-  if (WantsHelp(args)) {
-    terminal.out << HelpText(command);
-    return kOk;
-  }
-  const auto operands = ParseOptions(command, args);
-  if (!operands.ok()) return ReportUsage(operands.status(), terminal);
-  if (!operands->empty()) {
+  std::vector<std::string> operands;
+  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
+  if (!operands.empty()) {
     return ReportUsage(
-        absl::InvalidArgumentError(absl::StrCat("unexpected argument '", (*operands)[0], "'")),
+        absl::InvalidArgumentError(absl::StrCat("unexpected argument '", operands[0], "'")),
         terminal);
   }
   Watcher watcher(settings, terminal);

@@ -32,18 +32,14 @@ int RunTokenize(std::span<char* const> args, const Terminal& terminal) {
   Settings settings;
   settings.router = DefaultRouter(terminal);
   const Command command = MakeCommand(settings);
-  if (WantsHelp(args)) {
-    terminal.out << HelpText(command);
-    return kOk;
-  }
-  const auto operands = ParseOptions(command, args);
-  if (!operands.ok()) return ReportUsage(operands.status(), terminal);
-  if (operands->size() != 1) {
+  std::vector<std::string> operands;
+  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
+  if (operands.size() != 1) {
     return ReportUsage(absl::InvalidArgumentError("tokenize takes one text, in quotes; there are " +
-                                                  std::to_string(operands->size())),
+                                                  std::to_string(operands.size())),
                        terminal);
   }
-  settings.request.set_text((*operands)[0]);
+  settings.request.set_text(operands[0]);
 
   const auto channel = Connect(settings.router);
   grpc::ClientContext context;

@@ -19,6 +19,10 @@ struct Setting {
   std::string cache;    // of K and V
 };
 
+void PrintTo(const Setting& setting, std::ostream* out) {
+  *out << setting.weights << " weights, " << setting.cache << " cache";
+}
+
 /// A model with f16 weights, made from the one in the repository.
 std::string F16Model() {
   static const std::string path = [] {
