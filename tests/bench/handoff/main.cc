@@ -4,16 +4,20 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <future>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
 #include "kvstore/transfer/transfer.h"
 #include "tests/bench/handoff/bare_socket.h"
-#include "tests/bench/handoff/io_thread.h"
+#include "tests/support/io_thread.h"
+
+ABSL_FLAG(uint32_t, rounds, 15, "Rounds, of which the medians are shown");
+ABSL_FLAG(std::string, json, "", "Write the figures there");
 
 namespace tandem::bench {
 namespace {
@@ -213,13 +217,9 @@ void WriteJson(const std::vector<Row>& rows, size_t rounds, const std::string& p
   out << "\n]}\n";
 }
 
-int Main(int argc, char** argv) {
-  std::string json;
-  size_t rounds = 15;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::strcmp(argv[i], "--json") == 0) json = argv[i + 1];
-    if (std::strcmp(argv[i], "--rounds") == 0) rounds = std::max(1, std::atoi(argv[i + 1]));
-  }
+int Main() {
+  const std::string json = absl::GetFlag(FLAGS_json);
+  const size_t rounds = std::max(1u, absl::GetFlag(FLAGS_rounds));
   std::vector<Row> rows;
   for (size_t context : kContextMiB) {
     for (size_t chunk : kChunkMiB) {
@@ -228,7 +228,7 @@ int Main(int argc, char** argv) {
   }
   const std::vector<uint8_t> from(kContextMiB[std::size(kContextMiB) - 1] * kMiB, 1);
   std::vector<uint8_t> to(from.size(), 2);
-  IoThread server_thread(0), client_thread(1);
+  testing_support::IoThread server_thread(0u), client_thread(1u);
   BareSocket bare(server_thread.io(), client_thread.io());
   Handoff handoff(server_thread.io(), client_thread.io());
   for (Row& row : rows) {
@@ -242,4 +242,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace tandem::bench
 
-int main(int argc, char** argv) { return tandem::bench::Main(argc, argv); }
+int main(int argc, char** argv) {
+  absl::ParseCommandLine(argc, argv);
+  return tandem::bench::Main();
+}

@@ -17,25 +17,13 @@
 #include <vector>
 
 #include "kvstore/transfer/transfer.h"
+#include "tests/support/io_thread.h"
 
 namespace tandem::kvstore {
 
 inline constexpr uint64_t kBytesPerToken = 64;
 
-class IoThread {
- public:
-  IoThread() : guard_(io_.get_executor()), thread_([this] { io_.run(); }) {}
-  ~IoThread() {
-    guard_.reset();
-    thread_.join();
-  }
-  boost::asio::io_context& io() { return io_; }
-
- private:
-  boost::asio::io_context io_{1};
-  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> guard_;
-  std::thread thread_;
-};
+using testing_support::IoThread;
 
 /// True as soon as `condition` holds; false after ten seconds without.
 template <typename F>

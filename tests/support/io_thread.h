@@ -1,4 +1,4 @@
-// An io_context with a thread of its own, pinned to a core where there are enough of them.
+// An io_context with a thread of its own: one end of the data plane in tests and benchmarks.
 #pragma once
 
 #include <pthread.h>
@@ -6,17 +6,20 @@
 
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
+#include <optional>
 #include <thread>
 
-namespace tandem::bench {
+namespace tandem::testing_support {
 
 class IoThread {
  public:
-  explicit IoThread(unsigned core) : guard_(io_.get_executor()), thread_([this] { io_.run(); }) {
-    if (core >= std::thread::hardware_concurrency()) return;
+  /// Pinned to `core`, where there are that many.
+  explicit IoThread(std::optional<unsigned> core = {})
+      : guard_(io_.get_executor()), thread_([this] { io_.run(); }) {
+    if (!core || *core >= std::thread::hardware_concurrency()) return;
     cpu_set_t cores;
     CPU_ZERO(&cores);
-    CPU_SET(core, &cores);
+    CPU_SET(*core, &cores);
     pthread_setaffinity_np(thread_.native_handle(), sizeof(cores), &cores);
   }
   ~IoThread() {
@@ -31,4 +34,4 @@ class IoThread {
   std::thread thread_;
 };
 
-}  // namespace tandem::bench
+}  // namespace tandem::testing_support
