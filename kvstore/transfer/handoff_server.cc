@@ -64,7 +64,7 @@ class Server : public std::enable_shared_from_this<Server> {
                                           OfferPtr* pulled);
   /// Sends all of it and waits for the other side's word; returns only with an error.
   asio::awaitable<absl::Status> Send(FrameSocket& peer, OfferedKv& offer, bool* end_sent);
-  OfferPtr Find(const std::string& handoff_id);
+  absl::StatusOr<OfferPtr> Find(const std::string& handoff_id);
   void Shutdown();
 
   asio::io_context& io_;
@@ -113,10 +113,12 @@ absl::StatusOr<std::shared_ptr<Publication>> Server::Publish(
   return handle;
 }
 
-Server::OfferPtr Server::Find(const std::string& handoff_id) {
+absl::StatusOr<Server::OfferPtr> Server::Find(const std::string& handoff_id) {
   std::lock_guard lock(mutex_);
+  if (stopped_) return absl::UnavailableError("the worker is stopping");
   auto found = offers_.find(handoff_id);
-  return found == offers_.end() ? nullptr : found->second;
+  if (found != offers_.end()) return found->second;
+  return absl::NotFoundError("the worker does not offer KV under this handoff id (any more)");
 }
 
 size_t Server::publications() const {
@@ -213,10 +215,7 @@ asio::awaitable<absl::Status> Server::ServePull(FrameSocket& peer, const Frame& 
   }
   v1::Pull pull;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(request.meta, pull));
-  OfferPtr offer = Find(pull.handoff_id());
-  if (offer == nullptr) {
-    co_return absl::NotFoundError("the worker does not offer KV under this handoff id (any more)");
-  }
+  CO_ASSIGN_OR_RETURN(const OfferPtr offer, Find(pull.handoff_id()));
   if (!offer->BeginPull()) {
     co_return absl::AlreadyExistsError("this KV is being pulled already");
   }
