@@ -127,7 +127,10 @@ DaemonProcess::DaemonProcess(std::vector<std::string> flags) {
 Client::Client(const std::string& address)
     : channel_(MakeChannel(address)),
       inference_(v1::InferenceService::NewStub(channel_)),
-      cluster_(v1::ClusterService::NewStub(channel_)) {}
+      cluster_(v1::ClusterService::NewStub(channel_)) {
+  // A call on a channel that is not connected yet fails at the first hiccup of a busy machine.
+  channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(10));
+}
 
 Generated Client::Generate(
     const v1::GenerateRequest& request,
