@@ -1,8 +1,9 @@
 // Comparison of two workers' identities, and sizes of KV layouts.
 #include "kvstore/kv_layout.h"
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "base/status.h"
 
 namespace tandem::kvstore {
 namespace {
