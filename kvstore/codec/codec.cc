@@ -20,7 +20,8 @@ constexpr size_t kChecksumAt = 8, kHeaderBytes = 48;
 /// Positions within a chunk have 16 bits.
 constexpr uint32_t kMaxChunkTokens = 65535;
 /// A chunk's layers are split into streams of about so many elements: small enough for several
-/// cores to share a chunk, large enough that a stream's own 100 bytes do not count.
+/// cores to share a chunk, large enough that a stream's own 200 bytes do not count. Twice as many
+/// at levels of less than a bit an element, where they would.
 constexpr uint64_t kStreamElements = 1 << 18;
 /// Without a profile the first tokens are taken for attention sinks.
 constexpr uint32_t kDefaultSinkTokens = 4;
@@ -60,14 +61,15 @@ std::vector<size_t> StreamPlanes(const PreparedModel& model, const ChunkHeader& 
   return planes;
 }
 
-uint32_t LayersPerStream(const PreparedModel& model, uint32_t n_tokens) {
+uint32_t LayersPerStream(const PreparedModel& model, uint32_t n_tokens, Level level) {
   if (model.layout.opaque) return 1;
   uint64_t elements = 0;
   for (const PlaneInfo& plane : model.planes)
     elements += plane.n_channels ? plane.n_channels : plane.row_bytes;
   const uint64_t per_layer = std::max<uint64_t>(1, elements * n_tokens / model.n_layers);
+  const uint64_t wanted = level >= Level::kQ3 ? 2 * kStreamElements : kStreamElements;
   return static_cast<uint32_t>(
-      std::clamp<uint64_t>((kStreamElements + per_layer - 1) / per_layer, 1, model.n_layers));
+      std::clamp<uint64_t>((wanted + per_layer - 1) / per_layer, 1, model.n_layers));
 }
 
 void EncodeLosslessStream(const PreparedModel& model, std::span<const size_t> planes,
@@ -195,7 +197,7 @@ absl::StatusOr<std::vector<uint8_t>> Codec::Encode(const KvChunk& chunk,
   ChunkHeader header{.level = options.level,
                      .first_position = chunk.first_position,
                      .n_tokens = chunk.n_tokens,
-                     .layers_per_stream = LayersPerStream(*model_, chunk.n_tokens),
+                     .layers_per_stream = LayersPerStream(*model_, chunk.n_tokens, options.level),
                      .raw_bytes = chunk.bytes.size()};
   if (options.level != Level::kLossless && model_->profile) header.profile_id = model_->profile->id;
   header.n_streams = (model_->n_layers + header.layers_per_stream - 1) / header.layers_per_stream;
@@ -295,8 +297,8 @@ absl::Status Codec::Decode(std::span<const uint8_t> bytes,
 absl::StatusOr<KvChunk> Codec::Decode(std::span<const uint8_t> bytes,
                                       const ParallelFor& parallel) const {
   ASSIGN_OR_RETURN(const ChunkHeader header, ReadHeader(bytes));
-  // An opaque state has no size that is known; but no byte costs less than 2^-12 of its 12 bits.
-  if (model_->layout.opaque && header.raw_bytes >> 15 > bytes.size()) {
+  // A header claims what it likes; but no byte costs less than log2(4096 / 4095) bits.
+  if (header.raw_bytes >> 15 > bytes.size()) {
     return Damaged("it claims an impossible size");
   }
   KvChunk chunk{.first_position = header.first_position, .n_tokens = header.n_tokens};

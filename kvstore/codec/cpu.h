@@ -8,8 +8,7 @@
 namespace tandem::kvstore::codec {
 
 /// One family of kernels; all of them give the same bits. kAvx2 stands for AVX2, BMI2, FMA and
-/// F16C; kAvx512 for those and AVX-512 F, BW, VL, DQ, VBMI,
-/// VNNI.
+/// F16C; kAvx512 for those and AVX-512 F, BW, VL, DQ, VBMI, VNNI.
 enum class Isa { kScalar, kAvx2, kAvx512, kNeon };
 
 /// What this build has kernels for and this CPU (and its operating system) can run, slowest first;

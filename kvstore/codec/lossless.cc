@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "base/status_macros.h"
 #include "kvstore/codec/byte_io.h"
@@ -33,21 +34,14 @@ std::vector<size_t> GroupSizes(const ByteShape& shape, size_t size) {
 
 size_t SetsFor(size_t group_bytes) { return group_bytes >= kTwoSetsFrom ? 2 : 1; }
 
+/// 16-bit elements, which deserve loops that vectorise.
+bool IsPairs(const ByteShape& shape) { return shape.period == 2 && shape.n_groups == 2; }
+
 /// Copies between a plane's bytes and one group's, `kGather` from the plane.
 template <bool kGather>
 void Move(const ByteShape& shape, uint32_t group,
           std::conditional_t<kGather, const uint8_t*, uint8_t*> plane, size_t size,
           std::conditional_t<kGather, uint8_t*, const uint8_t*> bytes) {
-  if (shape.period == 2 && shape.n_groups == 2) {  // 16-bit elements: a loop that vectorises
-    const size_t first = shape.group_of_class[0] == group ? 0 : 1, n = (size - first + 1) / 2;
-    for (size_t i = 0; i < n; ++i) {
-      if constexpr (kGather)
-        bytes[i] = plane[2 * i + first];
-      else
-        plane[2 * i + first] = bytes[i];
-    }
-    return;
-  }
   for (size_t start = 0; start < size; start += shape.period) {
     const size_t end = std::min<size_t>(shape.period, size - start);
     for (size_t c = 0; c < end; ++c) {
@@ -60,10 +54,61 @@ void Move(const ByteShape& shape, uint32_t group,
   }
 }
 
+void Gather(const ByteShape& shape, uint32_t group, std::span<const uint8_t> plane,
+            std::span<uint8_t> bytes) {
+  if (!IsPairs(shape)) return Move<true>(shape, group, plane.data(), plane.size(), bytes.data());
+  const uint8_t* const from = plane.data() + group;
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = from[2 * i];
+}
+
+void Scatter(const ByteShape& shape, std::span<const uint8_t* const> groups,
+             std::span<uint8_t> plane) {
+  if (shape.n_groups == 1) {
+    std::copy_n(groups[0], plane.size(), plane.data());
+    return;
+  }
+  if (!IsPairs(shape)) {
+    for (uint32_t g = 0; g < shape.n_groups; ++g) {
+      Move<false>(shape, g, plane.data(), plane.size(), groups[g]);
+    }
+    return;
+  }
+  const uint8_t *const first = groups[0], *const second = groups[1];
+  uint8_t* const to = plane.data();
+  const size_t n = plane.size() / 2;
+  for (size_t i = 0; i < n; ++i) {
+    to[2 * i] = first[i];
+    to[2 * i + 1] = second[i];
+  }
+  if (plane.size() % 2 != 0) to[2 * n] = first[n];
+}
+
+std::array<uint32_t, 256> Count(std::span<const uint8_t> bytes) {
+  // Four counters each: equal neighbours would wait for each other.
+  std::array<std::array<uint32_t, 256>, 4> parts = {};
+  size_t i = 0;
+  for (; i + 4 <= bytes.size(); i += 4) {
+    for (size_t part = 0; part < 4; ++part) ++parts[part][bytes[i + part]];
+  }
+  for (; i < bytes.size(); ++i) ++parts[0][bytes[i]];
+  for (size_t s = 0; s < 256; ++s) parts[0][s] += parts[1][s] + parts[2][s] + parts[3][s];
+  return parts[0];
+}
+
+/// What no table can do better than.
+double EntropyBytes(const std::array<uint32_t, 256>& counts, size_t n) {
+  double bits = 0;
+  for (const double count : counts) {
+    if (count > 0) bits -= count * std::log2(count / static_cast<double>(n));
+  }
+  return bits / 8;
+}
+
 /// Codes a group, unless that does not pay.
 bool EncodeGroup(std::span<const uint8_t> bytes, Isa isa, std::vector<uint8_t>& out) {
-  std::array<uint32_t, 256> counts = {};
-  for (const uint8_t byte : bytes) ++counts[byte];
+  const double most = 0.98 * static_cast<double>(bytes.size());
+  std::array<uint32_t, 256> counts = Count(bytes);
+  if (EntropyBytes(counts, bytes.size()) > most) return false;
   const auto used = [](uint32_t n) { return n > 0; };
   size_t first = std::find_if(counts.begin(), counts.end(), used) - counts.begin();
   size_t end = counts.rend() - std::find_if(counts.rbegin(), counts.rend(), used);
@@ -74,7 +119,7 @@ bool EncodeGroup(std::span<const uint8_t> bytes, Isa isa, std::vector<uint8_t>& 
   const double expected =
       table.CostBits(range) / 8 +
       static_cast<double>(range.size() * sizeof(uint16_t) + RansMinBytes(SetsFor(bytes.size())));
-  if (expected > 0.98 * static_cast<double>(bytes.size())) return false;
+  if (expected > most) return false;
   RansEncoder encoder(isa);
   encoder.Start(SetsFor(bytes.size()));
   encoder.Encode(EncodeTable(table), bytes.data(), bytes.size());
@@ -129,11 +174,15 @@ ByteShape ShapeOfType(std::string_view type) {
 void EncodeLossless(std::span<const uint8_t> bytes, const ByteShape& shape, Isa isa,
                     std::vector<uint8_t>& out) {
   const std::vector<size_t> sizes = GroupSizes(shape, bytes.size());
-  std::vector<uint8_t> group;
+  std::vector<uint8_t> gathered;
   for (uint32_t g = 0; g < shape.n_groups; ++g) {
     if (sizes[g] == 0) continue;
-    group.resize(sizes[g]);
-    Move<true>(shape, g, bytes.data(), bytes.size(), group.data());
+    std::span<const uint8_t> group = bytes;
+    if (shape.n_groups > 1) {
+      gathered.resize(sizes[g]);
+      Gather(shape, g, bytes, gathered);
+      group = gathered;
+    }
     if (EncodeGroup(group, isa, out)) continue;
     out.push_back(static_cast<uint8_t>(Mode::kRaw));
     out.insert(out.end(), group.begin(), group.end());
@@ -144,22 +193,28 @@ absl::Status DecodeLossless(std::span<const uint8_t> encoded, const ByteShape& s
                             std::span<uint8_t> out) {
   const std::vector<size_t> sizes = GroupSizes(shape, out.size());
   ByteReader in(encoded);
-  std::vector<uint8_t> group;
+  std::vector<std::vector<uint8_t>> decoded(shape.n_groups);
+  std::vector<const uint8_t*> groups(shape.n_groups);
   for (uint32_t g = 0; g < shape.n_groups; ++g) {
     if (sizes[g] == 0) continue;
     const uint8_t mode = in.Read<uint8_t>();
     if (mode == static_cast<uint8_t>(Mode::kRaw)) {
-      const auto bytes = in.Take(sizes[g]);
+      groups[g] = in.Take(sizes[g]).data();
       if (!in.ok()) return Damaged();
-      Move<false>(shape, g, out.data(), out.size(), bytes.data());
       continue;
     }
     if (mode != static_cast<uint8_t>(Mode::kCoded)) return Damaged();
-    group.resize(sizes[g]);
-    RETURN_IF_ERROR(DecodeGroup(in.Take(in.Read<uint32_t>()), isa, group));
-    Move<false>(shape, g, out.data(), out.size(), group.data());
+    std::span<uint8_t> bytes = out;
+    if (shape.n_groups > 1) {
+      decoded[g].resize(sizes[g]);
+      bytes = decoded[g];
+    }
+    RETURN_IF_ERROR(DecodeGroup(in.Take(in.Read<uint32_t>()), isa, bytes));
+    groups[g] = bytes.data();
   }
-  return in.done() ? absl::OkStatus() : Damaged();
+  if (!in.done()) return Damaged();
+  if (groups[0] != out.data()) Scatter(shape, groups, out);
+  return absl::OkStatus();
 }
 
 }  // namespace tandem::kvstore::codec

@@ -28,7 +28,7 @@ TilePlace PlaceOf(const PlaneInfo& plane, uint32_t n_tokens);
 /// `out`.
 void EncodeLossyStream(const PreparedModel& model, const StreamPart& part,
                        const ChunkAngles& angles, std::span<const std::span<const uint8_t>> sources,
-                       std::vector<bool> keep_exact, std::vector<uint8_t>& out);
+                       const std::vector<bool>& keep_exact, std::vector<uint8_t>& out);
 
 /// `destinations`: all planes of the chunk. DATA_LOSS for what no encoder makes.
 absl::Status DecodeLossyStream(const PreparedModel& model, const StreamPart& part,
@@ -49,8 +49,8 @@ std::vector<ExactGroup> ExactGroups(const PreparedModel& model, const StreamPart
 /// Tokens rounded up to whole tiles and groups of symbols.
 constexpr size_t PaddedTokens(uint32_t n_tokens) { return (n_tokens + 31) / 32 * 32; }
 
-/// Sets of rANS states of a stream.
-inline constexpr size_t kLossySets = 2;
+/// Sets of rANS states of a stream: two are faster, and 96 bytes dearer.
+size_t LossySets(const PreparedModel& model, const StreamPart& part);
 
 /// The rotation of a tile that begins at token `first` of the chunk.
 TileRotation RotationOf(const PreparedModel& model, const PlaneInfo& plane, uint32_t n_heads,

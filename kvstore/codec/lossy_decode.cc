@@ -41,7 +41,7 @@ class StreamDecoder {
     escapes_ = ByteReader(in.Take(uint64_t{in.Read<uint32_t>()} * sizeof(int16_t)));
     if (!model_.profile) RETURN_IF_ERROR(ReadBuiltin(in));
     if (!in.ok()) return Damaged("its side information is too short");
-    RETURN_IF_ERROR(rans_.Start(in.rest(), kLossySets));
+    RETURN_IF_ERROR(rans_.Start(in.rest(), LossySets(model_, part_)));
     for (size_t i = 0; i < part_.planes.size(); ++i) {
       if (model_.profile) {
         for (const auto& block : model_.levels[LossyIndex(part_.level)].planes[part_.planes[i]]) {
@@ -113,6 +113,8 @@ class StreamDecoder {
     found_.clear();
     const size_t coded = block.tables.size();
     symbols_.resize(4 * block.inverse.n_quads * stride_);
+    // The last quad's rows that no component fills are multiplied like the others.
+    std::fill(symbols_.begin() + static_cast<ptrdiff_t>(coded * stride_), symbols_.end(), 0);
     for (size_t j = 0; j < coded; ++j) {
       RETURN_IF_ERROR(DecodeRun(model_.tables[block.tables[j]], static_cast<uint32_t>(j),
                                 symbols_.data() + j * stride_));
@@ -189,6 +191,7 @@ class StreamDecoder {
   /// Channels as they are, of one plane: value = (symbol + lowest + offset) × step.
   absl::Status DecodeBuiltin(size_t p, const Builtin& builtin) {
     const PlaneInfo& plane = model_.planes[p];
+    const float step = builtin.step;  // a copy, which no store to a float can change
     for (const auto& [first_channel, n] : BlockLayout(plane.n_heads, plane.head_dim)) {
       found_.clear();
       symbols_.resize(n * stride_);
@@ -202,9 +205,11 @@ class StreamDecoder {
         for (uint32_t c = 0; c < n; ++c) {
           const int32_t base = BuiltinTables()[builtin.tables[first_channel + c]].lowest +
                                builtin.offsets[first_channel + c];
+          uint8_t symbols[kTileTokens];  // apart from memory that `values` might overlap
+          std::memcpy(symbols, symbols_.data() + c * stride_ + first, kTileTokens);
+          float* const values = values_.data() + c * kTileTokens;
           for (size_t t = 0; t < kTileTokens; ++t) {
-            values_[c * kTileTokens + t] =
-                static_cast<float>(symbols_[c * stride_ + first + t] + base) * builtin.step;
+            values[t] = static_cast<float>(symbols[t] + base) * step;
           }
         }
         for (; next < found_.size() && found_[next].token < first + kTileTokens; ++next) {
@@ -212,8 +217,7 @@ class StreamDecoder {
           const uint32_t c = first_channel + e.component;
           const int32_t value = symbols_[e.component * stride_ + e.token] + e.difference +
                                 BuiltinTables()[builtin.tables[c]].lowest + builtin.offsets[c];
-          values_[e.component * kTileTokens + e.token - first] =
-              static_cast<float>(value) * builtin.step;
+          values_[e.component * kTileTokens + e.token - first] = static_cast<float>(value) * step;
         }
         if (plane.rotated) {
           model_.kernels->rotate(RotationOf(model_, plane, n / plane.head_dim, angles_, first),
@@ -279,6 +283,13 @@ TilePlace PlaceOf(const PlaneInfo& plane, uint32_t n_tokens) {
   return place;
 }
 
+size_t LossySets(const PreparedModel& model, const StreamPart& part) {
+  constexpr size_t kTwoSetsFrom = 1 << 17;
+  size_t elements = 0;
+  for (const size_t p : part.planes) elements += size_t{model.planes[p].n_channels} * part.n_tokens;
+  return elements >= kTwoSetsFrom ? 2 : 1;
+}
+
 std::vector<ExactGroup> ExactGroups(const PreparedModel& model, const StreamPart& part) {
   std::vector<ExactGroup> groups;
   for (const size_t p : part.planes) {
@@ -298,9 +309,9 @@ TileRotation RotationOf(const PreparedModel& model, const PlaneInfo& plane, uint
           .head_dim = plane.head_dim,
           .n_heads = n_heads,
           .n_rot = model.geometry.rope.n_rot,
-          .cosines = angles.cosines.data() + first,
-          .sines = angles.sines.data() + first,
-          .stride = angles.stride};
+          .cosines = angles.cosines.data() + first * angles.pairs,
+          .sines = angles.sines.data() + first * angles.pairs,
+          .stride = kTileTokens};
 }
 
 absl::Status DecodeLossyStream(const PreparedModel& model, const StreamPart& part,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kvstore/codec/builtin_tables.h"
 #include "kvstore/codec/byte_io.h"
@@ -17,16 +18,20 @@ constexpr float kLimit = 32767.0f;
 class StreamEncoder {
  public:
   StreamEncoder(const PreparedModel& model, const StreamPart& part, const ChunkAngles& angles,
-                std::span<const std::span<const uint8_t>> sources, std::vector<bool> keep_exact)
+                std::span<const std::span<const uint8_t>> sources,
+                const std::vector<bool>& keep_exact)
       : model_(model),
         part_(part),
         angles_(angles),
         sources_(sources),
-        exact_(std::move(keep_exact)),
+        exact_(keep_exact.begin(), keep_exact.end()),
         stride_(PaddedTokens(part.n_tokens)),
         values_((kMaxBlockChannels + 1) * kTileTokens) {}
 
   void Encode(std::vector<uint8_t>& out) {
+    size_t n_channels = 0;
+    for (const size_t p : part_.planes) n_channels += model_.planes[p].n_channels;
+    symbols_.reserve(n_channels * part_.n_tokens);
     for (const size_t p : part_.planes) {
       if (model_.profile) {
         for (const auto& block : model_.levels[LossyIndex(part_.level)].planes[p]) {
@@ -42,7 +47,7 @@ class StreamEncoder {
     writer.WriteMany(std::span<const int16_t>(escapes_));
     out.insert(out.end(), builtin_.begin(), builtin_.end());
     RansEncoder rans(model_.isa);
-    rans.Start(kLossySets);
+    rans.Start(LossySets(model_, part_));
     for (size_t run = tables_.size(); run-- > 0;) {
       rans.Encode(tables_[run]->encode, symbols_.data() + run * part_.n_tokens, part_.n_tokens);
     }
@@ -68,16 +73,17 @@ class StreamEncoder {
   /// Tokens of the tile that the block's fixed point cannot hold, or that are not finite, are kept
   /// exact; here, like all exact tokens, they count as average.
   void SetAside(const PreparedBlock& block, uint32_t first) {
+    const size_t n_tokens = std::min<size_t>(kTileTokens, part_.n_tokens - first);
     int32_t outside[kTileTokens] = {};
     for (size_t c = 0; c < block.n_channels; ++c) {
       const float mean = block.forward_mean[c], to_fixed = block.to_fixed[c];
       const float* row = values_.data() + c * kTileTokens;
-      for (size_t t = 0; t < kTileTokens; ++t) {
+      for (size_t t = 0; t < n_tokens; ++t) {
         outside[t] |= !(std::fabs((row[t] - mean) * to_fixed) <= kLimit);
       }
     }
-    for (uint32_t t = 0; t < kTileTokens && first + t < part_.n_tokens; ++t) {
-      if (outside[t]) exact_[first + t] = true;
+    for (size_t t = 0; t < n_tokens; ++t) {
+      if (outside[t]) exact_[first + t] = 1;
       if (!exact_[first + t]) continue;
       for (size_t c = 0; c < block.n_channels; ++c) {
         values_[c * kTileTokens + t] = block.forward_mean[c];
@@ -118,18 +124,17 @@ class StreamEncoder {
     const size_t n = part_.n_tokens, begin = symbols_.size();
     symbols_.resize(begin + n);
     uint8_t* const symbols = symbols_.data() + begin;
-    const int32_t lowest = table.lowest;
-    const uint32_t escape = table.escape;
-    bool escaped = false;
+    // In 16 bits, of which a vector has more; values below the lowest wrap around to large ones.
+    const uint16_t lowest = static_cast<uint16_t>(table.lowest), escape = table.escape;
     for (size_t t = 0; t < n; ++t) {
-      const uint32_t symbol = static_cast<uint32_t>(integers[t] - lowest);
-      escaped |= symbol >= escape;
+      const uint16_t symbol = static_cast<uint16_t>(static_cast<uint16_t>(integers[t]) - lowest);
       symbols[t] = static_cast<uint8_t>(std::min(symbol, escape));
     }
     tables_.push_back(&table);
-    if (!escaped) return;
-    for (size_t t = 0; t < n; ++t) {
-      if (symbols[t] == escape) escapes_.push_back(integers[t]);
+    const uint8_t* const end = symbols + n;
+    for (const uint8_t* at = symbols;
+         (at = static_cast<const uint8_t*>(std::memchr(at, table.escape, end - at))); ++at) {
+      escapes_.push_back(integers[at - symbols]);
     }
   }
 
@@ -147,15 +152,13 @@ class StreamEncoder {
         }
       }
     }
-    for (size_t c = 0; c < n_channels; ++c) {
-      for (uint32_t t = 0; t < part_.n_tokens; ++t) {
-        if (!std::isfinite(all[c * stride_ + t])) exact_[t] = true;
-      }
-    }
-    const std::vector<Spread> spreads = SpreadsOf(all, n_channels);
+    SetAsideBuiltin(all, n_channels);
+    std::vector<Spread> spreads;
     double variance = 0;
-    for (const Spread& spread : spreads)
-      variance += spread.variance / static_cast<double>(n_channels);
+    for (size_t c = 0; c < n_channels; ++c) {
+      spreads.push_back(SpreadOf(all.data() + c * stride_));
+      variance += spreads.back().variance / static_cast<double>(n_channels);
+    }
     const bool key = p < model_.geometry.layers.size();
     const float step = std::max(
         static_cast<float>(std::sqrt(variance)) * (key ? kBuiltinKeyStep : kBuiltinValueStep),
@@ -163,31 +166,47 @@ class StreamEncoder {
     PutBuiltin(all, spreads, step);
   }
 
+  /// Tokens that are not finite are kept exact; exact ones become zeros here.
+  void SetAsideBuiltin(AlignedVector<float>& all, size_t n_channels) {
+    const size_t n = part_.n_tokens;
+    uint8_t* const exact = exact_.data();
+    for (size_t c = 0; c < n_channels; ++c) {
+      const float* const row = all.data() + c * stride_;
+      for (size_t t = 0; t < n; ++t) {
+        exact[t] |= !(std::fabs(row[t]) <= std::numeric_limits<float>::max());
+      }
+    }
+    n_inexact_ = static_cast<size_t>(std::count(exact_.begin(), exact_.end(), 0));
+    if (n_inexact_ == n) return;
+    for (size_t c = 0; c < n_channels; ++c) {
+      float* const row = all.data() + c * stride_;
+      for (size_t t = 0; t < n; ++t) row[t] = exact[t] ? 0.0f : row[t];
+    }
+  }
+
   struct Spread {
     double mean = 0, variance = 0;
   };
 
-  std::vector<Spread> SpreadsOf(const AlignedVector<float>& all, size_t n_channels) const {
-    std::vector<Spread> spreads(n_channels);
-    for (size_t c = 0; c < n_channels; ++c) {
-      double n = 0, sum = 0, squares = 0;
-      for (uint32_t t = 0; t < part_.n_tokens; ++t) {
-        if (exact_[t]) continue;
-        n += 1;
-        sum += all[c * stride_ + t];
+  /// Of a channel, in which exact tokens are zeros.
+  Spread SpreadOf(const float* row) const {
+    if (n_inexact_ == 0) return {};
+    // In four parts: sums have an order, and so a vector can make them.
+    double sums[4] = {}, squares[4] = {};
+    for (size_t t = 0; t < stride_; t += 4) {
+      for (size_t i = 0; i < 4; ++i) {
+        const double x = row[t + i];
+        sums[i] += x;
+        squares[i] += x * x;
       }
-      if (n == 0) continue;
-      spreads[c].mean = sum / n;
-      for (uint32_t t = 0; t < part_.n_tokens; ++t) {
-        const double d = all[c * stride_ + t] - spreads[c].mean;
-        if (!exact_[t]) squares += d * d;
-      }
-      spreads[c].variance = squares / n;
     }
-    return spreads;
+    const double n = static_cast<double>(n_inexact_);
+    const double mean = (sums[0] + sums[1] + sums[2] + sums[3]) / n;
+    const double square = (squares[0] + squares[1] + squares[2] + squares[3]) / n;
+    return {mean, std::max(0.0, square - mean * mean)};
   }
 
-  void PutBuiltin(const AlignedVector<float>& all, const std::vector<Spread>& spreads, float step) {
+  void PutBuiltin(AlignedVector<float>& all, const std::vector<Spread>& spreads, float step) {
     ByteWriter writer(builtin_);
     writer.Write(step);
     std::vector<uint8_t> tables;
@@ -201,15 +220,28 @@ class StreamEncoder {
     }
     writer.WriteMany(std::span<const uint8_t>(tables));
     writer.WriteMany(std::span<const int16_t>(offsets));
-    std::vector<int16_t> integers(part_.n_tokens);
+    integers_.resize(stride_);
     for (size_t c = 0; c < spreads.size(); ++c) {
-      for (uint32_t t = 0; t < part_.n_tokens; ++t) {
-        const float value = all[c * stride_ + t] / step - static_cast<float>(offsets[c]);
-        if (!(std::fabs(value) <= kLimit)) exact_[t] = true;
-        integers[t] = exact_[t] ? 0 : static_cast<int16_t>(std::lrint(value));
-      }
-      PutRun(BuiltinTables()[tables[c]], integers.data());
+      Quantise(all.data() + c * stride_, 1 / step, offsets[c]);
+      PutRun(BuiltinTables()[tables[c]], integers_.data());
     }
+  }
+
+  /// A channel to integers_; tokens that have no integer are kept exact. Overwrites the row.
+  void Quantise(float* row, float per_step, float offset) {
+    // Adding and taking off 1.5 × 2^23 rounds to an integer.
+    constexpr float kRound = 12582912.0f;
+    const size_t n = part_.n_tokens;
+    int16_t* const integers = integers_.data();
+    uint8_t* const exact = exact_.data();
+    // One step a loop: g++ makes branches of several, and no vectors.
+    for (size_t t = 0; t < n; ++t) row[t] = std::min(row[t] * per_step - offset, kLimit);
+    for (size_t t = 0; t < n; ++t) row[t] = std::max(row[t], -kLimit);
+    for (size_t t = 0; t < n; ++t) {
+      integers[t] = static_cast<int16_t>(static_cast<int32_t>((row[t] + kRound) - kRound));
+    }
+    for (size_t t = 0; t < n; ++t) exact[t] |= std::abs(integers[t]) >= static_cast<int>(kLimit);
+    for (size_t t = 0; t < n; ++t) integers[t] = exact[t] ? int16_t{0} : integers[t];
   }
 
   void WriteExact(std::vector<uint8_t>& out) {
@@ -250,7 +282,8 @@ class StreamEncoder {
   const StreamPart& part_;
   const ChunkAngles& angles_;
   std::span<const std::span<const uint8_t>> sources_;
-  std::vector<bool> exact_;
+  std::vector<uint8_t> exact_;  // by token, 0 or 1
+  size_t n_inexact_ = 0;
   const size_t stride_;
   std::vector<const PreparedTable*> tables_;  // of each run
   std::vector<uint8_t> symbols_;              // n_tokens a run
@@ -264,8 +297,8 @@ class StreamEncoder {
 
 void EncodeLossyStream(const PreparedModel& model, const StreamPart& part,
                        const ChunkAngles& angles, std::span<const std::span<const uint8_t>> sources,
-                       std::vector<bool> keep_exact, std::vector<uint8_t>& out) {
-  StreamEncoder(model, part, angles, sources, std::move(keep_exact)).Encode(out);
+                       const std::vector<bool>& keep_exact, std::vector<uint8_t>& out) {
+  StreamEncoder(model, part, angles, sources, keep_exact).Encode(out);
 }
 
 }  // namespace tandem::kvstore::codec

@@ -138,7 +138,8 @@ absl::StatusOr<FrequencyTable> FrequencyTable::FromCounts(std::span<const uint32
   std::vector<uint16_t> frequencies(counts.size());
   int64_t missing = int64_t{1} << bits;
   for (size_t s = 0; s < counts.size(); ++s) {
-    const uint64_t share = (static_cast<uint64_t>(counts[s]) << bits) / total;
+    // Rounded to the nearest, so that Level has little left to do.
+    const uint64_t share = ((static_cast<uint64_t>(counts[s]) << (bits + 1)) + total) / (2 * total);
     frequencies[s] = static_cast<uint16_t>(std::max<uint64_t>(share, counts[s] > 0 ? 1 : 0));
     missing -= frequencies[s];
   }
@@ -179,10 +180,11 @@ DecodeTable::DecodeTable(const FrequencyTable& table)
   if (order == SlotOrder::kSingle) {
     single_symbol = std::max_element(frequencies.begin(), frequencies.end()) - frequencies.begin();
   } else if (order == SlotOrder::kPlain) {
-    slots.reserve(size_t{1} << bits);
+    slots.resize(size_t{1} << bits);
+    uint32_t* slot = slots.data();
     for (uint32_t s = 0; s < frequencies.size(); ++s) {
       for (uint32_t rank = 0; rank < frequencies[s]; ++rank) {
-        slots.push_back(frequencies[s] | rank << 12 | s << 24);
+        *slot++ = frequencies[s] | rank << 12 | s << 24;
       }
     }
   } else {

@@ -10,11 +10,12 @@
 
 namespace tandem::kvstore::codec {
 
-/// Angles of n_tokens consecutive positions.
+/// Angles of n_tokens consecutive positions, in whole tiles.
 struct ChunkAngles {
-  /// [n_rot / 2][stride]; the stride is n_tokens rounded up to whole tiles.
+  /// [tile][pair][kTileTokens].
   AlignedVector<float> cosines, sines;
-  size_t stride = 0;
+  /// n_rot / 2.
+  size_t pairs = 0;
 };
 
 /// Makes angles: cos(a + b) from tables of a (a chunk's first position) and b (offsets), because

@@ -14,6 +14,8 @@ namespace tandem::kvstore::codec {
 
 /// Tokens of a tile. A tile is float values[n_channels][kTileTokens], 64-byte aligned.
 inline constexpr size_t kTileTokens = 16;
+/// Channels of a tile, and components of a block, at most.
+inline constexpr uint32_t kMaxTileChannels = 256;
 /// Symbols of a table below this are "narrow": sixteen products with a basis entry fit 16 bits.
 inline constexpr uint32_t kNarrowSymbols = 32;
 
@@ -54,7 +56,8 @@ struct ForwardBlock {
 struct TileRotation {
   bool interleaved = false;  // pairs (2i, 2i + 1), otherwise (i, i + n_rot / 2)
   uint32_t head_dim = 0, n_heads = 0, n_rot = 0;
-  /// [n_rot / 2][stride]: cosines and sines of the tile's tokens, from its first.
+  /// [n_rot / 2][stride]: cosines and sines of the tile's tokens, from its first. Rows that follow
+  /// each other in memory (a stride of kTileTokens) are read fastest.
   const float* cosines = nullptr;
   const float* sines = nullptr;
   size_t stride = 0;

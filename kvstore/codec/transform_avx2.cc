@@ -1,5 +1,5 @@
-// The kernels for AVX2: a row of 16 tokens is two vectors. What is rare (tiles of fewer tokens, 32-bit
-// floats, the last channels of an odd block) is left to the scalar kernels.
+// The kernels for AVX2: a row of 16 tokens is two vectors. What is rare (tiles of fewer tokens or
+// channels, 32-bit floats) is left to the scalar kernels.
 #include <immintrin.h>
 
 #include "kvstore/codec/transform_x86.h"
@@ -7,12 +7,15 @@
 namespace tandem::kvstore::codec {
 namespace {
 
-constexpr uint32_t kMaxChannels = 256;
-constexpr uint32_t kMaxQuads = kMaxChannels / 4;
+constexpr uint32_t kMaxQuads = kMaxTileChannels / 4;
 
-__m256i LoadBits(const void* from) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+// Where a group of `size` begins, of `all` in groups: the last one reaches back, because doing some
+// twice is faster than doing those left over one at a time. REQUIRES: size <= all.
+size_t FirstOf(size_t group, size_t size, size_t all) {
+  return group + size <= all ? group : all - size;
 }
+
+__m256i LoadBits(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 void StoreBits(void* to, __m256i bits) { _mm256_storeu_si256(static_cast<__m256i*>(to), bits); }
 __m128i LoadHalf(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
 __m256i Join(__m128i low, __m128i high) { return _mm256_set_m128i(high, low); }
@@ -28,19 +31,20 @@ void InterleaveQuad(const uint8_t* rows, size_t stride, uint8_t* quad) {
   const __m128i low01 = _mm_unpacklo_epi8(r0, r1), high01 = _mm_unpackhi_epi8(r0, r1);
   const __m128i low23 = _mm_unpacklo_epi8(r2, r3), high23 = _mm_unpackhi_epi8(r2, r3);
   StoreBits(quad, Join(_mm_unpacklo_epi16(low01, low23), _mm_unpackhi_epi16(low01, low23)));
-  StoreBits(quad + 32, Join(_mm_unpacklo_epi16(high01, high23), _mm_unpackhi_epi16(high01, high23)));
+  StoreBits(quad + 32,
+            Join(_mm_unpacklo_epi16(high01, high23), _mm_unpackhi_epi16(high01, high23)));
 }
 
 // Keeps g++ from making a tree of a chain of sums, and from copying them about: it runs out of
 // registers then, and the loop takes twice as long.
-__m256i Pin(__m256i sums) {
+[[gnu::always_inline]] inline __m256i Pin(__m256i sums) {
   asm("" : "+x"(sums));
   return sums;
 }
 
 template <int kChannels>
-void AddWideQuad(const int8_t* basis, size_t stride, const uint8_t* quad,
-                 __m256i (&sums)[kChannels][2]) {
+[[gnu::always_inline]] inline void AddWideQuad(const int8_t* basis, size_t stride,
+                                               const uint8_t* quad, __m256i (&sums)[kChannels][2]) {
   const __m256i ones = _mm256_set1_epi16(1);
   const __m256i s0 = LoadBits(quad), s1 = LoadBits(quad + 32);
   for (int i = 0; i < kChannels; ++i) {
@@ -53,8 +57,9 @@ void AddWideQuad(const int8_t* basis, size_t stride, const uint8_t* quad,
 
 // As many quads as fit 16 bits, or fewer: 8 × 2 × 63 × 31 < 2^15.
 template <int kQuads, int kChannels>
-void AddNarrowQuads(const int8_t* basis, size_t stride, const uint8_t* quads,
-                    __m256i (&sums)[kChannels][2]) {
+[[gnu::always_inline]] inline void AddNarrowQuads(const int8_t* basis, size_t stride,
+                                                  const uint8_t* quads,
+                                                  __m256i (&sums)[kChannels][2]) {
   static_assert(kQuads <= 8);
   __m256i narrow[kChannels][2];
 #pragma GCC unroll 8
@@ -83,8 +88,8 @@ void InverseChannels(const InverseBlock& block, const uint8_t* quads, size_t fir
     for (int h = 0; h < 2; ++h) {
       sums[i][h] = _mm256_set1_epi32(block.bias[first + i]);
       if (corrections) {
-        sums[i][h] = _mm256_add_epi32(
-            sums[i][h], LoadBits(corrections + (first + i) * kTileTokens + 8 * h));
+        sums[i][h] =
+            _mm256_add_epi32(sums[i][h], LoadBits(corrections + (first + i) * kTileTokens + 8 * h));
       }
     }
   }
@@ -121,11 +126,14 @@ void Inverse(const InverseBlock& block, const uint8_t* symbols, size_t symbol_st
   for (size_t q = 0; q < block.n_quads; ++q) {
     InterleaveQuad(symbols + 4 * q * symbol_stride, symbol_stride, quads + 64 * q);
   }
-  size_t c = 0;
-  for (; c + 4 <= block.n_channels; c += 4) {
-    InverseChannels<4>(block, quads, c, corrections, values);
+  const size_t n = block.n_channels;
+  if (n < 4) {
+    for (size_t c = 0; c < n; ++c) InverseChannels<1>(block, quads, c, corrections, values);
+  } else {
+    for (size_t c = 0; c < n; c += 4) {
+      InverseChannels<4>(block, quads, FirstOf(c, 4, n), corrections, values);
+    }
   }
-  for (; c < block.n_channels; ++c) InverseChannels<1>(block, quads, c, corrections, values);
 }
 
 template <int kSign>
@@ -177,7 +185,7 @@ struct Bf16 {
 };
 
 // In either half of the vectors: 16-bit element i of v[j] and element j of v[i] change places.
-void Transpose(__m256i v[8]) {
+[[gnu::always_inline]] inline void Transpose(__m256i v[8]) {
   __m256i a[8], b[8];
   for (int i = 0; i < 8; i += 2) {
     a[i] = _mm256_unpacklo_epi16(v[i], v[i + 1]);
@@ -195,32 +203,31 @@ void Transpose(__m256i v[8]) {
   }
 }
 
-// Whole tiles with a row a token: 16 channels × 8 tokens at a time. Returns the channels done.
+// Whole tiles with a row a token: 16 channels × 8 tokens at a time. REQUIRES: n_channels >= 16.
 template <typename Type>
-uint32_t StoreRows(const float* values, uint32_t n_channels, size_t stride, uint8_t* base) {
-  const uint32_t whole = n_channels / 16 * 16;
-  for (int h = 0; h < 2; ++h) {
-    for (uint32_t c = 0; c < whole; c += 16) {
-      const float* from = values + c * kTileTokens + 8 * h;
+void StoreRows(const float* values, uint32_t n_channels, size_t stride, uint8_t* base) {
+  for (size_t t = 0; t < kTileTokens; t += 8) {
+    for (size_t group = 0; group < n_channels; group += 16) {
+      const size_t c = FirstOf(group, 16, n_channels);
+      const float* from = values + c * kTileTokens + t;
       __m256i v[8];
       for (int i = 0; i < 8; ++i) {
         v[i] = Join(Type::From(_mm256_loadu_ps(from + i * kTileTokens)),
                     Type::From(_mm256_loadu_ps(from + (i + 8) * kTileTokens)));
       }
       Transpose(v);
-      for (int i = 0; i < 8; ++i) StoreBits(base + (8 * h + i) * stride + 2 * c, v[i]);
+      for (int i = 0; i < 8; ++i) StoreBits(base + (t + i) * stride + 2 * c, v[i]);
     }
   }
-  return whole;
 }
 template <typename Type>
-uint32_t LoadRows(float* values, uint32_t n_channels, size_t stride, const uint8_t* base) {
-  const uint32_t whole = n_channels / 16 * 16;
-  for (int h = 0; h < 2; ++h) {
-    for (uint32_t c = 0; c < whole; c += 16) {
-      float* to = values + c * kTileTokens + 8 * h;
+void LoadRows(float* values, uint32_t n_channels, size_t stride, const uint8_t* base) {
+  for (size_t t = 0; t < kTileTokens; t += 8) {
+    for (size_t group = 0; group < n_channels; group += 16) {
+      const size_t c = FirstOf(group, 16, n_channels);
+      float* to = values + c * kTileTokens + t;
       __m256i v[8];
-      for (int i = 0; i < 8; ++i) v[i] = LoadBits(base + (8 * h + i) * stride + 2 * c);
+      for (int i = 0; i < 8; ++i) v[i] = LoadBits(base + (t + i) * stride + 2 * c);
       Transpose(v);
       for (int i = 0; i < 8; ++i) {
         _mm256_storeu_ps(to + i * kTileTokens, Type::To(_mm256_castsi256_si128(v[i])));
@@ -228,62 +235,61 @@ uint32_t LoadRows(float* values, uint32_t n_channels, size_t stride, const uint8
       }
     }
   }
-  return whole;
 }
 
 // Whole tiles with a row a channel.
 template <typename Type>
-uint32_t StoreColumns(const float* values, uint32_t n_channels, size_t stride, uint8_t* base) {
-  for (uint32_t c = 0; c < n_channels; ++c) {
+void StoreColumns(const float* values, uint32_t n_channels, size_t stride, uint8_t* base) {
+  for (size_t c = 0; c < n_channels; ++c) {
     const float* from = values + c * kTileTokens;
-    StoreBits(base + c * stride, Join(Type::From(_mm256_loadu_ps(from)),
-                                      Type::From(_mm256_loadu_ps(from + 8))));
+    StoreBits(base + c * stride,
+              Join(Type::From(_mm256_loadu_ps(from)), Type::From(_mm256_loadu_ps(from + 8))));
   }
-  return n_channels;
 }
 template <typename Type>
-uint32_t LoadColumns(float* values, uint32_t n_channels, size_t stride, const uint8_t* base) {
-  for (uint32_t c = 0; c < n_channels; ++c) {
+void LoadColumns(float* values, uint32_t n_channels, size_t stride, const uint8_t* base) {
+  for (size_t c = 0; c < n_channels; ++c) {
     float* to = values + c * kTileTokens;
     _mm256_storeu_ps(to, Type::To(LoadHalf(base + c * stride)));
     _mm256_storeu_ps(to + 8, Type::To(LoadHalf(base + c * stride + 16)));
   }
-  return n_channels;
 }
 
 template <typename Type>
-uint32_t StoreSome(const float* values, uint32_t n_channels, const TilePlace& place,
-                   uint8_t* base) {
-  if (place.n_tokens != kTileTokens) return 0;
+void StoreAs(const float* values, uint32_t n_channels, const TilePlace& place, uint8_t* base) {
   if (place.channel_stride == 2) {
-    return StoreRows<Type>(values, n_channels, place.token_stride, base);
+    StoreRows<Type>(values, n_channels, place.token_stride, base);
+  } else {
+    StoreColumns<Type>(values, n_channels, place.channel_stride, base);
   }
-  return StoreColumns<Type>(values, n_channels, place.channel_stride, base);
 }
 template <typename Type>
-uint32_t LoadSome(float* values, uint32_t n_channels, const TilePlace& place,
-                  const uint8_t* base) {
-  if (place.n_tokens != kTileTokens) return 0;
+void LoadAs(float* values, uint32_t n_channels, const TilePlace& place, const uint8_t* base) {
   if (place.channel_stride == 2) {
-    return LoadRows<Type>(values, n_channels, place.token_stride, base);
+    LoadRows<Type>(values, n_channels, place.token_stride, base);
+  } else {
+    LoadColumns<Type>(values, n_channels, place.channel_stride, base);
   }
-  return LoadColumns<Type>(values, n_channels, place.channel_stride, base);
+}
+
+bool Fast(const TilePlace& place, uint32_t n_channels) {
+  return place.type != ElementType::kF32 && place.n_tokens == kTileTokens &&
+         (place.channel_stride != 2 || n_channels >= 16);
 }
 
 // 16 values of a channel in fixed point.
 __m256i ToFixed(const float* values, __m256 mean, __m256 to_fixed) {
   const __m256 limit = _mm256_set1_ps(32767.0f);
   const __m256 scaled = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(values), mean), to_fixed);
-  return _mm256_cvtps_epi32(
-      _mm256_max_ps(_mm256_min_ps(scaled, limit), _mm256_set1_ps(-32767.0f)));
+  return _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(scaled, limit), _mm256_set1_ps(-32767.0f)));
 }
 
 // Two channels to 16-bit [token][2].
 void FixPair(const ForwardBlock& block, const float* values, size_t c, uint8_t* pair) {
   for (int h = 0; h < 2; ++h) {
     const float* from = values + c * kTileTokens + 8 * h;
-    const __m256i even = ToFixed(from, _mm256_broadcast_ss(block.mean + c),
-                                 _mm256_broadcast_ss(block.to_fixed + c));
+    const __m256i even =
+        ToFixed(from, _mm256_broadcast_ss(block.mean + c), _mm256_broadcast_ss(block.to_fixed + c));
     const __m256i odd = ToFixed(from + kTileTokens, _mm256_broadcast_ss(block.mean + c + 1),
                                 _mm256_broadcast_ss(block.to_fixed + c + 1));
     StoreBits(pair + 32 * h, _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa));
@@ -292,8 +298,8 @@ void FixPair(const ForwardBlock& block, const float* values, size_t c, uint8_t* 
 
 // Eight sums to integers in units of the step.
 __m256i ToSteps(__m256i sums, __m256 to_steps, __m256 rounding) {
-  const __m256 magnitude = _mm256_add_ps(
-      _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_abs_epi32(sums)), to_steps), rounding);
+  const __m256 magnitude =
+      _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_abs_epi32(sums)), to_steps), rounding);
   const __m256i integer = _mm256_cvttps_epi32(_mm256_min_ps(magnitude, _mm256_set1_ps(32767.0f)));
   const __m256i sign = _mm256_srai_epi32(sums, 31);
   return _mm256_sub_epi32(_mm256_xor_si256(integer, sign), sign);
@@ -304,11 +310,12 @@ void ForwardComponents(const ForwardBlock& block, const uint8_t* pairs, size_t f
                        int16_t* integers) {
   __m256i sums[kComponents][2];
   for (int i = 0; i < kComponents; ++i) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-  const int16_t* const weights = block.weights + first * block.n_channels;
-  for (size_t c = 0; c < block.n_channels; c += 2) {
+  const size_t n = block.n_channels;
+  const int16_t* const weights = block.weights + first * n;
+  for (size_t c = 0; c < n; c += 2) {
     const __m256i v0 = LoadBits(pairs + 32 * c), v1 = LoadBits(pairs + 32 * c + 32);
     for (int i = 0; i < kComponents; ++i) {
-      const __m256i w = Broadcast(weights + i * block.n_channels + c);
+      const __m256i w = Broadcast(weights + i * n + c);
       sums[i][0] = Pin(_mm256_add_epi32(sums[i][0], _mm256_madd_epi16(v0, w)));
       sums[i][1] = Pin(_mm256_add_epi32(sums[i][1], _mm256_madd_epi16(v1, w)));
     }
@@ -323,11 +330,16 @@ void ForwardComponents(const ForwardBlock& block, const uint8_t* pairs, size_t f
 }
 
 void Forward(const ForwardBlock& block, const float* values, int16_t* integers) {
-  alignas(64) uint8_t pairs[kMaxChannels / 2 * 64];
+  alignas(64) uint8_t pairs[kMaxTileChannels / 2 * 64];
   for (size_t c = 0; c < block.n_channels; c += 2) FixPair(block, values, c, pairs + 32 * c);
-  size_t j = 0;
-  for (; j + 4 <= block.n_components; j += 4) ForwardComponents<4>(block, pairs, j, integers);
-  for (; j < block.n_components; ++j) ForwardComponents<1>(block, pairs, j, integers);
+  const size_t n = block.n_components;
+  if (n < 4) {
+    for (size_t j = 0; j < n; ++j) ForwardComponents<1>(block, pairs, j, integers);
+  } else {
+    for (size_t j = 0; j < n; j += 4) {
+      ForwardComponents<4>(block, pairs, FirstOf(j, 4, n), integers);
+    }
+  }
 }
 
 }  // namespace
@@ -338,19 +350,15 @@ void Rotate(const TileRotation& rotation, float* values) { Turn<1>(rotation, val
 void Unrotate(const TileRotation& rotation, float* values) { Turn<-1>(rotation, values); }
 
 void Store(const float* values, uint32_t n_channels, const TilePlace& place, uint8_t* base) {
-  uint32_t done = 0;
-  if (place.type == ElementType::kF16) done = StoreSome<F16>(values, n_channels, place, base);
-  if (place.type == ElementType::kBf16) done = StoreSome<Bf16>(values, n_channels, place, base);
-  kTransformScalar.store(values + done * kTileTokens, n_channels - done, place,
-                         base + done * place.channel_stride);
+  if (!Fast(place, n_channels)) return kTransformScalar.store(values, n_channels, place, base);
+  if (place.type == ElementType::kF16) return StoreAs<F16>(values, n_channels, place, base);
+  StoreAs<Bf16>(values, n_channels, place, base);
 }
 
 void Load(float* values, uint32_t n_channels, const TilePlace& place, const uint8_t* base) {
-  uint32_t done = 0;
-  if (place.type == ElementType::kF16) done = LoadSome<F16>(values, n_channels, place, base);
-  if (place.type == ElementType::kBf16) done = LoadSome<Bf16>(values, n_channels, place, base);
-  kTransformScalar.load(values + done * kTileTokens, n_channels - done, place,
-                        base + done * place.channel_stride);
+  if (!Fast(place, n_channels)) return kTransformScalar.load(values, n_channels, place, base);
+  if (place.type == ElementType::kF16) return LoadAs<F16>(values, n_channels, place, base);
+  LoadAs<Bf16>(values, n_channels, place, base);
 }
 
 }  // namespace avx2

@@ -1,6 +1,6 @@
-// The kernels for AArch64's base instruction set: a row of 16 tokens is two vectors of 16-bit numbers,
-// or four of 32-bit ones. What is rare (tiles of fewer tokens, bf16, 32-bit floats, the last channels
-// of an odd block) is left to the scalar kernels.
+// The kernels for AArch64's base instruction set: a row of 16 tokens is two vectors of 16-bit
+// numbers, or four of 32-bit ones. What is rare (tiles of fewer tokens or channels, bf16, 32-bit
+// floats) is left to the scalar kernels.
 #include <arm_neon.h>
 
 #include "kvstore/codec/transform.h"
@@ -8,9 +8,14 @@
 namespace tandem::kvstore::codec {
 namespace {
 
-constexpr uint32_t kMaxChannels = 256;
 // So many quads of narrow symbols fit 16 bits: 4 × 4 × 63 × 31 < 2^15.
 constexpr uint32_t kNarrowQuads = 4;
+
+// Where a group of `size` begins, of `all` in groups: the last one reaches back, because doing some
+// twice is faster than doing those left over one at a time. REQUIRES: size <= all.
+size_t FirstOf(size_t group, size_t size, size_t all) {
+  return group + size <= all ? group : all - size;
+}
 
 // Four bytes as 16-bit numbers.
 int16x4_t LoadQuad(const int8_t* from) {
@@ -61,8 +66,8 @@ void InverseChannels(const InverseBlock& block, const int16_t* rows, size_t firs
     for (int k = 0; k < 4; ++k) {
       sums[i].v[k] = vdupq_n_s32(block.bias[first + i]);
       if (corrections) {
-        sums[i].v[k] = vaddq_s32(sums[i].v[k],
-                                 vld1q_s32(corrections + (first + i) * kTileTokens + 4 * k));
+        sums[i].v[k] =
+            vaddq_s32(sums[i].v[k], vld1q_s32(corrections + (first + i) * kTileTokens + 4 * k));
       }
     }
   }
@@ -96,8 +101,7 @@ void InverseChannels(const InverseBlock& block, const int16_t* rows, size_t firs
   for (int i = 0; i < kChannels; ++i) {
     const float32x4_t mean = vdupq_n_f32(block.mean[first + i]);
     for (int k = 0; k < 4; ++k) {
-      const float32x4_t scaled =
-          vmulq_n_f32(vcvtq_f32_s32(sums[i].v[k]), block.scale[first + i]);
+      const float32x4_t scaled = vmulq_n_f32(vcvtq_f32_s32(sums[i].v[k]), block.scale[first + i]);
       vst1q_f32(values + (first + i) * kTileTokens + 4 * k, vaddq_f32(scaled, mean));
     }
   }
@@ -105,17 +109,20 @@ void InverseChannels(const InverseBlock& block, const int16_t* rows, size_t firs
 
 void Inverse(const InverseBlock& block, const uint8_t* symbols, size_t symbol_stride,
              const int32_t* corrections, float* values) {
-  int16_t rows[kMaxChannels * kTileTokens];
+  int16_t rows[kMaxTileChannels * kTileTokens];
   for (size_t j = 0; j < 4 * block.n_quads; ++j) {
     const uint8x16_t bytes = vld1q_u8(symbols + j * symbol_stride);
     vst1q_s16(rows + j * kTileTokens, vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes))));
     vst1q_s16(rows + j * kTileTokens + 8, vreinterpretq_s16_u16(vmovl_high_u8(bytes)));
   }
-  size_t c = 0;
-  for (; c + 4 <= block.n_channels; c += 4) {
-    InverseChannels<4>(block, rows, c, corrections, values);
+  const size_t n = block.n_channels;
+  if (n < 4) {
+    for (size_t c = 0; c < n; ++c) InverseChannels<1>(block, rows, c, corrections, values);
+  } else {
+    for (size_t c = 0; c < n; c += 4) {
+      InverseChannels<4>(block, rows, FirstOf(c, 4, n), corrections, values);
+    }
   }
-  for (; c < block.n_channels; ++c) InverseChannels<1>(block, rows, c, corrections, values);
 }
 
 template <int kSign>
@@ -174,58 +181,65 @@ void Transpose(uint16x8_t v[8]) {
   }
 }
 
-void Store(const float* values, uint32_t n_channels, const TilePlace& place, uint8_t* base) {
-  uint32_t done = 0;
-  if (place.type == ElementType::kF16 && place.n_tokens == kTileTokens) {
-    if (place.channel_stride == 2) {
-      for (; done + 8 <= n_channels; done += 8) {
-        for (size_t t = 0; t < kTileTokens; t += 8) {
-          uint16x8_t v[8];
-          for (int i = 0; i < 8; ++i) v[i] = ToHalves(values + (done + i) * kTileTokens + t);
-          Transpose(v);
-          for (int i = 0; i < 8; ++i) {
-            vst1q_u8(base + (t + i) * place.token_stride + 2 * done, vreinterpretq_u8_u16(v[i]));
-          }
-        }
-      }
-    } else {
-      for (; done < n_channels; ++done) {
-        for (size_t t = 0; t < kTileTokens; t += 8) {
-          vst1q_u8(base + done * place.channel_stride + 2 * t,
-                   vreinterpretq_u8_u16(ToHalves(values + done * kTileTokens + t)));
-        }
+// Whole tiles of f16 with a row a token: 8 × 8 elements at a time. REQUIRES: n_channels >= 8.
+void StoreRows(const float* values, uint32_t n_channels, size_t stride, uint8_t* base) {
+  for (size_t group = 0; group < n_channels; group += 8) {
+    const size_t c = FirstOf(group, 8, n_channels);
+    for (size_t t = 0; t < kTileTokens; t += 8) {
+      uint16x8_t v[8];
+      for (int i = 0; i < 8; ++i) v[i] = ToHalves(values + (c + i) * kTileTokens + t);
+      Transpose(v);
+      for (int i = 0; i < 8; ++i) {
+        vst1q_u8(base + (t + i) * stride + 2 * c, vreinterpretq_u8_u16(v[i]));
       }
     }
   }
-  kTransformScalar.store(values + done * kTileTokens, n_channels - done, place,
-                         base + done * place.channel_stride);
+}
+void LoadRows(float* values, uint32_t n_channels, size_t stride, const uint8_t* base) {
+  for (size_t group = 0; group < n_channels; group += 8) {
+    const size_t c = FirstOf(group, 8, n_channels);
+    for (size_t t = 0; t < kTileTokens; t += 8) {
+      uint16x8_t v[8];
+      for (int i = 0; i < 8; ++i) {
+        v[i] = vreinterpretq_u16_u8(vld1q_u8(base + (t + i) * stride + 2 * c));
+      }
+      Transpose(v);
+      for (int i = 0; i < 8; ++i) FromHalves(v[i], values + (c + i) * kTileTokens + t);
+    }
+  }
+}
+
+// Whole tiles of f16 with a row a channel.
+void StoreColumns(const float* values, uint32_t n_channels, size_t stride, uint8_t* base) {
+  for (size_t c = 0; c < n_channels; ++c) {
+    const float* from = values + c * kTileTokens;
+    vst1q_u8(base + c * stride, vreinterpretq_u8_u16(ToHalves(from)));
+    vst1q_u8(base + c * stride + 16, vreinterpretq_u8_u16(ToHalves(from + 8)));
+  }
+}
+void LoadColumns(float* values, uint32_t n_channels, size_t stride, const uint8_t* base) {
+  for (size_t c = 0; c < n_channels; ++c) {
+    float* to = values + c * kTileTokens;
+    FromHalves(vreinterpretq_u16_u8(vld1q_u8(base + c * stride)), to);
+    FromHalves(vreinterpretq_u16_u8(vld1q_u8(base + c * stride + 16)), to + 8);
+  }
+}
+
+bool Fast(const TilePlace& place, uint32_t n_channels) {
+  return place.type == ElementType::kF16 && place.n_tokens == kTileTokens &&
+         (place.channel_stride != 2 || n_channels >= 8);
+}
+
+void Store(const float* values, uint32_t n_channels, const TilePlace& place, uint8_t* base) {
+  if (!Fast(place, n_channels)) return kTransformScalar.store(values, n_channels, place, base);
+  if (place.channel_stride == 2) return StoreRows(values, n_channels, place.token_stride, base);
+  StoreColumns(values, n_channels, place.channel_stride, base);
 }
 
 void Load(float* values, uint32_t n_channels, const TilePlace& place, const uint8_t* base) {
-  uint32_t done = 0;
-  if (place.type == ElementType::kF16 && place.n_tokens == kTileTokens) {
-    if (place.channel_stride == 2) {
-      for (; done + 8 <= n_channels; done += 8) {
-        for (size_t t = 0; t < kTileTokens; t += 8) {
-          uint16x8_t v[8];
-          for (int i = 0; i < 8; ++i) {
-            v[i] = vreinterpretq_u16_u8(vld1q_u8(base + (t + i) * place.token_stride + 2 * done));
-          }
-          Transpose(v);
-          for (int i = 0; i < 8; ++i) FromHalves(v[i], values + (done + i) * kTileTokens + t);
-        }
-      }
-    } else {
-      for (; done < n_channels; ++done) {
-        for (size_t t = 0; t < kTileTokens; t += 8) {
-          const uint8x16_t bytes = vld1q_u8(base + done * place.channel_stride + 2 * t);
-          FromHalves(vreinterpretq_u16_u8(bytes), values + done * kTileTokens + t);
-        }
-      }
-    }
-  }
-  kTransformScalar.load(values + done * kTileTokens, n_channels - done, place,
-                        base + done * place.channel_stride);
+  if (!Fast(place, n_channels)) return kTransformScalar.load(values, n_channels, place, base);
+  if (place.channel_stride == 2) return LoadRows(values, n_channels, place.token_stride, base);
+  LoadColumns(values, n_channels, place.channel_stride, base);
 }
 
 // Four values of a channel in fixed point.
@@ -239,8 +253,8 @@ int16x4_t ToFixed(const float* values, float mean, float to_fixed) {
 
 // Four sums to integers in units of the step.
 int16x4_t ToSteps(int32x4_t sums, float to_steps, float rounding) {
-  const float32x4_t magnitude = vaddq_f32(
-      vmulq_n_f32(vcvtq_f32_s32(vabsq_s32(sums)), to_steps), vdupq_n_f32(rounding));
+  const float32x4_t magnitude =
+      vaddq_f32(vmulq_n_f32(vcvtq_f32_s32(vabsq_s32(sums)), to_steps), vdupq_n_f32(rounding));
   const int32x4_t integer = vcvtq_s32_f32(vminq_f32(magnitude, vdupq_n_f32(32767.0f)));
   const int32x4_t sign = vshrq_n_s32(sums, 31);
   return vmovn_s32(vsubq_s32(veorq_s32(integer, sign), sign));
@@ -261,7 +275,8 @@ void ForwardComponents(const ForwardBlock& block, const int16_t* fixed, size_t f
     const int16x8_t odd_low = vld1q_s16(row + 16), odd_high = vld1q_s16(row + 24);
     for (int i = 0; i < kComponents; ++i) {
       const int16_t* const pair = weights + i * block.n_channels + c;
-      const int16x4_t w = vreinterpret_s16_s32(vld1_dup_s32(reinterpret_cast<const int32_t*>(pair)));
+      const int16x4_t w =
+          vreinterpret_s16_s32(vld1_dup_s32(reinterpret_cast<const int32_t*>(pair)));
       sums[i].template Add<0>(even_low, even_high, w);
       sums[i].template Add<1>(odd_low, odd_high, w);
     }
@@ -275,16 +290,21 @@ void ForwardComponents(const ForwardBlock& block, const int16_t* fixed, size_t f
 }
 
 void Forward(const ForwardBlock& block, const float* values, int16_t* integers) {
-  int16_t fixed[kMaxChannels * kTileTokens];
+  int16_t fixed[kMaxTileChannels * kTileTokens];
   for (size_t c = 0; c < block.n_channels; ++c) {
     for (size_t t = 0; t < kTileTokens; t += 4) {
       vst1_s16(fixed + c * kTileTokens + t,
                ToFixed(values + c * kTileTokens + t, block.mean[c], block.to_fixed[c]));
     }
   }
-  size_t j = 0;
-  for (; j + 4 <= block.n_components; j += 4) ForwardComponents<4>(block, fixed, j, integers);
-  for (; j < block.n_components; ++j) ForwardComponents<1>(block, fixed, j, integers);
+  const size_t n = block.n_components;
+  if (n < 4) {
+    for (size_t j = 0; j < n; ++j) ForwardComponents<1>(block, fixed, j, integers);
+  } else {
+    for (size_t j = 0; j < n; j += 4) {
+      ForwardComponents<4>(block, fixed, FirstOf(j, 4, n), integers);
+    }
+  }
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ int32_t ToFixed(float value) {
 }
 
 void Forward(const ForwardBlock& block, const float* values, int16_t* integers) {
-  int32_t fixed[256 * kTileTokens];
+  int32_t fixed[kMaxTileChannels * kTileTokens];
   for (size_t c = 0; c < block.n_channels; ++c) {
     for (size_t t = 0; t < kTileTokens; ++t) {
       fixed[c * kTileTokens + t] =

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
 #include <cstring>
 #include <random>
@@ -130,6 +131,30 @@ TEST(Codec, FinerLevelsCostMoreAndLoseLess) {
   EXPECT_LT(
       NormalisedError(model, chunk, *codec.Decode(*codec.Encode(chunk, {.level = Level::kQ1}))),
       1e-2);
+}
+
+TEST(Codec, ABlockDoesNotSeeTheOneBefore) {
+  // Blocks of 96 and 48 channels; of the second, 42 components are coded, ten and a half quads.
+  const TestModel model = MakeModel(1, 3, 48);
+  const auto profile = MakeProfile(model, 13);
+  const KvChunk chunk = MakeChunk(model, 0, 64, 16);
+  KvChunk other = chunk;  // differs in the first block alone
+  for (uint32_t t = 0; t < 64; ++t) {
+    for (uint32_t c = 0; c < 96; ++c) {
+      PutElement("f16", static_cast<float>(c % 7), &other.bytes[ElementAt(model, 64, 0, t, c)]);
+    }
+  }
+  for (const Isa isa : SupportedIsas()) {
+    const Codec codec = Make(model, profile, isa);
+    const KvChunk a = *codec.Decode(*codec.Encode(chunk, {.level = Level::kQ2}));
+    const KvChunk b = *codec.Decode(*codec.Encode(other, {.level = Level::kQ2}));
+    for (uint32_t t = 1; t < 64; ++t) {
+      for (uint32_t c = 96; c < 144; ++c) {
+        const size_t at = ElementAt(model, 64, 0, t, c);
+        ASSERT_EQ(GetElement("f16", &a.bytes[at]), GetElement("f16", &b.bytes[at])) << t << " " << c;
+      }
+    }
+  }
 }
 
 TEST(Codec, EveryInstructionSetGivesTheSameBits) {
@@ -287,6 +312,25 @@ TEST(Codec, DamageIsNoticed) {
     EXPECT_FALSE(codec.Decode(damaged).ok()) << i;
     EXPECT_FALSE(codec.Decode(std::span(encoded).first(i)).ok()) << i;
   }
+}
+
+TEST(Codec, AnImpossibleSizeTakesNoMemory) {
+  const TestModel model = MakeModel(32, 8, 128);
+  const Codec codec = Make(model, nullptr);
+  KvChunk chunk{.first_position = 0, .n_tokens = 1};
+  chunk.bytes.resize(model.layout.BytesPerToken());
+  std::vector<uint8_t> encoded = *codec.Encode(chunk, {});
+  const uint32_t n_tokens = 65535;
+  const uint64_t raw_bytes = model.layout.BytesPerToken() * n_tokens, zero = 0;
+  std::memcpy(encoded.data() + 24, &raw_bytes, 8);
+  std::memcpy(encoded.data() + 36, &n_tokens, 4);
+  std::memcpy(encoded.data() + 8, &zero, 8);
+  const uint64_t checksum = XXH3_64bits(encoded.data(), encoded.size());
+  std::memcpy(encoded.data() + 8, &checksum, 8);
+  EXPECT_EQ(codec.ReadHeader(encoded)->n_tokens, n_tokens);
+  const absl::Status refused = codec.Decode(encoded).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(refused.message()), testing::HasSubstr("impossible size"));
 }
 
 TEST(Codec, AForeignChunkIsRefusedByName) {
