@@ -55,5 +55,6 @@ int ReportUsage(const absl::Status& status, const Terminal& terminal);
 int RunGenerate(std::span<char* const> args, const Terminal& terminal);
 int RunStatus(std::span<char* const> args, const Terminal& terminal);
 int RunTokenize(std::span<char* const> args, const Terminal& terminal);
+int RunKv(std::span<char* const> args, const Terminal& terminal);
 
 }  // namespace tandem::cli

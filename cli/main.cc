@@ -11,13 +11,14 @@
 
 namespace {
 
-constexpr char kHelp[] = R"(tandem talks to a Tandem router.
+constexpr char kHelp[] = R"(tandem talks to a Tandem router, and has tools for an operator.
 
 Usage: tandem COMMAND [FLAG]...
 
   generate   Continue a prompt, and stream the text.
   status     Show the workers and their load.
   tokenize   Show the token ids of a text.
+  kv         Look at a model's KV cache.
 
 'tandem COMMAND --help' lists the command's flags; --version prints the version.
 )";
@@ -37,6 +38,7 @@ int main(int argc, char** argv) {
   if (command == "generate") return cli::RunGenerate(args, terminal);
   if (command == "status") return cli::RunStatus(args, terminal);
   if (command == "tokenize") return cli::RunTokenize(args, terminal);
+  if (command == "kv") return cli::RunKv(args, terminal);
   if (command == "--version") {
     std::cout << "tandem " << kVersion << " (" << kCommit << ")\n";
     return cli::kOk;

@@ -1,5 +1,6 @@
 #include "tests/support/tiny_model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <random>
@@ -41,6 +42,9 @@ class Writer {
   void Real(const std::string& key, float value) {
     gguf_set_val_f32(gguf_.get(), Key(key).c_str(), value);
   }
+  void Text(const std::string& key, const std::string& value) {
+    gguf_set_val_str(gguf_.get(), Key(key).c_str(), value.c_str());
+  }
   void Numbers(const std::string& key, const std::vector<uint32_t>& values) {
     gguf_set_arr_data(gguf_.get(), Key(key).c_str(), GGUF_TYPE_UINT32, values.data(),
                       values.size());
@@ -59,6 +63,12 @@ class Writer {
     ggml_tensor* tensor = New(name, shape);
     float* values = static_cast<float*>(tensor->data);
     for (int64_t i = 0; i < ggml_nelements(tensor); ++i) values[i] = value;
+    gguf_add_tensor(gguf_.get(), tensor);
+  }
+
+  void Values(const std::string& name, const std::vector<float>& values) {
+    ggml_tensor* tensor = New(name, {static_cast<int64_t>(values.size())});
+    std::copy(values.begin(), values.end(), static_cast<float*>(tensor->data));
     gguf_add_tensor(gguf_.get(), tensor);
   }
 
@@ -86,6 +96,14 @@ void AddAttention(Writer& writer, const std::string& block) {
   for (const char* name : {"attn_q", "attn_k", "attn_v", "attn_output"}) {
     writer.Tensor(absl::StrCat(block, name, ".weight"), {kWidth, kWidth});
   }
+}
+
+void AddGroupedAttention(Writer& writer, const std::string& block) {
+  constexpr int64_t kQueries = 2 * kWidth;  // of twice as many heads
+  writer.Tensor(block + "attn_q.weight", {kWidth, kQueries});
+  writer.Tensor(block + "attn_k.weight", {kWidth, kWidth});
+  writer.Tensor(block + "attn_v.weight", {kWidth, kWidth});
+  writer.Tensor(block + "attn_output.weight", {kQueries, kWidth});
 }
 
 void AddFeedForward(Writer& writer, const std::string& block) {
@@ -157,6 +175,67 @@ Writer SlidingWindow(gguf_context* tokenizer) {
   return writer;
 }
 
+/// A decoder with a plain KV cache. Qwen 2 can have no more channels in queries than in the layer,
+/// so its KV heads serve one query head each.
+Writer Plain(gguf_context* tokenizer, const std::string& architecture, uint32_t layers) {
+  Writer writer(tokenizer, architecture, layers);
+  const bool grouped = architecture != "qwen2";
+  writer.Number("attention.head_count", grouped ? 2 * kHeads : kHeads);
+  writer.Number("attention.head_count_kv", kHeads);
+  writer.Number("attention.key_length", kWidth / kHeads);
+  writer.Number("attention.value_length", kWidth / kHeads);
+  writer.Number("rope.dimension_count", kWidth / kHeads);
+  writer.Ones("output_norm.weight", kWidth);
+  for (uint32_t layer = 0; layer < layers; ++layer) {
+    const std::string block = absl::StrCat("blk.", layer, ".");
+    writer.Ones(block + "attn_norm.weight", kWidth);
+    writer.Ones(block + "ffn_norm.weight", kWidth);
+    if (grouped) {
+      AddGroupedAttention(writer, block);
+    } else {
+      AddAttention(writer, block);
+    }
+    AddFeedForward(writer, block);
+  }
+  return writer;
+}
+
+Writer Halves(gguf_context* tokenizer) {
+  Writer writer = Plain(tokenizer, "qwen2", 2);
+  writer.Real("rope.freq_base", 1e6f);
+  writer.Text("rope.scaling.type", "yarn");
+  writer.Real("rope.scaling.factor", 4);
+  writer.Number("rope.scaling.original_context_length", 512);
+  return writer;
+}
+
+Writer Factors(gguf_context* tokenizer) {
+  Writer writer = Plain(tokenizer, "llama", 2);
+  std::vector<float> factors;
+  for (int64_t i = 0; i < kWidth / kHeads / 2; ++i)
+    factors.push_back(1 + static_cast<float>(i) / 4);
+  writer.Values("rope_freqs.weight", factors);
+  return writer;
+}
+
+Writer Make(TinyKind kind, gguf_context* tokenizer) {
+  switch (kind) {
+    case TinyKind::kRecurrent:
+      return Recurrent(tokenizer);
+    case TinyKind::kHybrid:
+      return Hybrid(tokenizer);
+    case TinyKind::kSlidingWindow:
+      return SlidingWindow(tokenizer);
+    case TinyKind::kHalves:
+      return Halves(tokenizer);
+    case TinyKind::kFactors:
+      return Factors(tokenizer);
+    case TinyKind::kMixed:
+      break;
+  }
+  return Plain(tokenizer, "smollm3", 4);
+}
+
 }  // namespace
 
 absl::Status WriteTinyModel(TinyKind kind, const std::string& tokenizer_from,
@@ -166,9 +245,7 @@ absl::Status WriteTinyModel(TinyKind kind, const std::string& tokenizer_from,
   if (tokenizer == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("cannot read ", tokenizer_from));
   }
-  Writer writer = kind == TinyKind::kRecurrent ? Recurrent(tokenizer.get())
-                  : kind == TinyKind::kHybrid  ? Hybrid(tokenizer.get())
-                                               : SlidingWindow(tokenizer.get());
+  Writer writer = Make(kind, tokenizer.get());
   if (writer.Write(path)) return absl::OkStatus();
   return absl::InternalError(absl::StrCat("cannot write ", path));
 }

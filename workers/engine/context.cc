@@ -116,7 +116,10 @@ llama_context_params ContextParams(const CacheSettings& settings, const ContextS
   params.n_batch = params.n_ubatch = shape.step_tokens;
   params.n_seq_max = shape.n_sequences;
   // The default, n_batch, makes libllama abort when it is below n_seq_max, and wastes memory.
-  params.n_outputs_max = shape.n_sequences;
+  params.n_outputs_max =
+      shape.all_logits ? std::max(shape.step_tokens, shape.n_sequences) : shape.n_sequences;
+  params.cb_eval = shape.observer;
+  params.cb_eval_user_data = shape.observer_data;
   params.n_threads = params.n_threads_batch = static_cast<int32_t>(threads);
   params.flash_attn_type =
       settings.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;

@@ -47,6 +47,11 @@ struct ContextShape {
   uint32_t step_tokens = 0;
   /// One pool of cells for all sequences, or a stream of n_ctx / n_sequences cells each.
   bool unified = false;
+  /// Logits for every token of a Decode, instead of one for each sequence.
+  bool all_logits = false;
+  /// Called with the graph's nodes while they are computed; see AttentionProbe.
+  ggml_backend_sched_eval_callback observer = nullptr;
+  void* observer_data = nullptr;
 };
 
 /// The parameters with which MakeContext makes a context.

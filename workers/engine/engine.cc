@@ -31,6 +31,7 @@ ContextShape ShapeOf(const EngineOptions& options, bool opaque) {
                                                     : round_up(options.context_tokens) *
                                                           options.max_sequences);
   shape.step_tokens = options.step_tokens;
+  shape.all_logits = options.all_logits;
   return shape;
 }
 
@@ -58,8 +59,8 @@ struct Engine::Impl {
   /// Tokens held by each sequence, and by all.
   std::vector<uint32_t> lengths;
   uint64_t total_length = 0;
-  /// For each item of the last Step its row of logits, or null.
-  std::vector<const float*> logits;
+  /// For each item of the last Step its rows of logits, and the last of them; empty for none.
+  std::vector<std::span<const float>> all_logits, logits;
   std::shared_ptr<BufferPool> pool = std::make_shared<BufferPool>();
 
   llama_memory_t memory() const { return llama_get_memory(context.get()); }
@@ -76,6 +77,8 @@ struct Engine::Impl {
     SetLength(sequence, 0);
   }
 
+  /// Remembers where the logits of a computed item lie. `last_row`: its last token in the batch.
+  void KeepLogits(size_t index, const StepItem& item, int32_t last_row, size_t vocabulary_size);
   absl::Status CheckSequence(int32_t sequence) const;
   absl::Status CheckItem(const StepItem& item, const EngineOptions& options,
                          int32_t vocabulary_size) const;
@@ -140,6 +143,9 @@ absl::Status Engine::Impl::CheckItem(const StepItem& item, const EngineOptions& 
   if (item.tokens.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("no tokens for sequence ", item.sequence));
   }
+  if (item.want_all_logits && !options.all_logits) {
+    return absl::InvalidArgumentError("this engine has no room for the logits of every token");
+  }
   if (item.first_position < 0 || static_cast<uint32_t>(item.first_position) != held) {
     return absl::InvalidArgumentError(absl::StrCat("tokens of sequence ", item.sequence,
                                                    " begin at position ", item.first_position,
@@ -188,16 +194,19 @@ absl::Status Engine::Impl::CheckStep(std::span<const StepItem> items, const Engi
 absl::Status Engine::Step(std::span<const StepItem> items) {
   Impl& impl = *impl_;
   impl.logits.clear();
+  impl.all_logits.clear();
   RETURN_IF_ERROR(impl.CheckStep(items, options_, static_cast<int32_t>(model_->vocabulary_size())));
   impl.logits.resize(items.size());
+  impl.all_logits.resize(items.size());
   impl.batch->Clear();
   std::vector<int32_t> last_rows;
   last_rows.reserve(items.size());
   for (const StepItem& item : items) {
     int32_t row = 0;
     for (size_t i = 0; i < item.tokens.size(); ++i) {
+      const bool last = i + 1 == item.tokens.size();
       row = impl.batch->Add(item.tokens[i], item.first_position + static_cast<int32_t>(i),
-                            item.sequence, item.want_logits && i + 1 == item.tokens.size());
+                            item.sequence, item.want_all_logits || (item.want_logits && last));
     }
     last_rows.push_back(row);
   }
@@ -212,16 +221,29 @@ absl::Status Engine::Step(std::span<const StepItem> items) {
     }
     impl.SetLength(sequence,
                    impl.lengths[sequence] + static_cast<uint32_t>(items[i].tokens.size()));
-    if (items[i].want_logits) {
-      impl.logits[i] = llama_get_logits_ith(impl.context.get(), last_rows[i]);
-    }
+    impl.KeepLogits(i, items[i], last_rows[i], model_->vocabulary_size());
   }
   return computed;
 }
 
+void Engine::Impl::KeepLogits(size_t index, const StepItem& item, int32_t last_row,
+                              size_t vocabulary_size) {
+  if (!item.want_logits && !item.want_all_logits) return;
+  const float* last = llama_get_logits_ith(context.get(), last_row);
+  if (last == nullptr) return;
+  if (item.want_logits) logits[index] = {last, vocabulary_size};
+  if (!item.want_all_logits) return;
+  // libllama sorts its rows by their place in the batch, in which an item's tokens lie together.
+  const size_t n = item.tokens.size();
+  all_logits[index] = {last - (n - 1) * vocabulary_size, n * vocabulary_size};
+}
+
 std::span<const float> Engine::Logits(size_t index) const {
-  if (index >= impl_->logits.size() || impl_->logits[index] == nullptr) return {};
-  return {impl_->logits[index], model_->vocabulary_size()};
+  return index < impl_->logits.size() ? impl_->logits[index] : std::span<const float>();
+}
+
+std::span<const float> Engine::AllLogits(size_t index) const {
+  return index < impl_->all_logits.size() ? impl_->all_logits[index] : std::span<const float>();
 }
 
 absl::StatusOr<kvstore::KvChunk> Engine::Extract(int32_t sequence, uint32_t first, uint32_t n) {

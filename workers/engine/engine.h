@@ -41,6 +41,8 @@ struct EngineOptions {
   bool flash_attention = true;
   /// Compute threads; at most the cores that this engine has for itself.
   uint32_t threads = 1;
+  /// Have room for the logits of every token of a step: step_tokens × vocabulary_size floats.
+  bool all_logits = false;
   /// Treat the model as one whose memory is not a plain KV cache (tests).
   bool force_opaque = false;
 };
@@ -73,11 +75,14 @@ class Engine {
     std::span<const int32_t> tokens;
     /// Compute logits after the last of the tokens.
     bool want_logits = false;
+    /// Compute logits after each of them. Needs EngineOptions::all_logits.
+    bool want_all_logits = false;
   };
   /// One forward pass over all items. A sequence appears in one item at most and its positions
   /// continue what it holds.
   ///   INVALID_ARGUMENT    an item is not like that, names no sequence of this engine or no token
-  ///                       of the vocabulary, or there are none or more than step_tokens tokens
+  ///                       of the vocabulary, or there are none or more than step_tokens tokens,
+  ///                       or it wants all logits of an engine without room for them
   ///   OUT_OF_RANGE        a sequence would exceed context_tokens
   ///   RESOURCE_EXHAUSTED  the KV is full
   ///   INTERNAL            libllama failed; Length says what the sequences hold now
@@ -86,6 +91,9 @@ class Engine {
   /// Logits of item `index` of the last Step, vocabulary_size floats, valid until the next Step.
   /// Empty when that item wanted none or the Step failed.
   std::span<const float> Logits(size_t index) const;
+  /// Logits after each token of item `index`, n_tokens × vocabulary_size floats, valid until the
+  /// next Step. Empty unless that item had want_all_logits, or when the Step failed.
+  std::span<const float> AllLogits(size_t index) const;
 
   /// Copies out the KV of positions [first, first + n). INVALID_ARGUMENT when the sequence does
   /// not hold them or, with an opaque layout, holds others as well; FAILED_PRECONDITION unless

@@ -122,7 +122,8 @@ absl::StatusOr<std::shared_ptr<const Model>> Model::Load(const Options& options)
     return absl::InvalidArgumentError(
         absl::StrCat("model file ", options.path, " has no tokenizer"));
   }
-  ASSIGN_OR_RETURN(model->fingerprint_, Sha256(FilesOf(model->model_, options.path)));
+  model->files_ = FilesOf(model->model_, options.path);
+  ASSIGN_OR_RETURN(model->fingerprint_, Sha256(model->files_));
   return std::shared_ptr<const Model>(std::move(model));
 }
 
@@ -189,6 +190,11 @@ std::string Model::Detokenize(std::span<const int32_t> tokens) const {
     text.resize(std::abs(n));
     if (n >= 0) return text;
   }
+}
+
+std::optional<int32_t> Model::BeginOfText() const {
+  if (!llama_vocab_get_add_bos(vocabulary())) return std::nullopt;
+  return llama_vocab_bos(vocabulary());
 }
 
 bool Model::IsEndOfGeneration(int32_t token) const {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -40,6 +41,8 @@ class Model {
   /// SHA-256 of the file (of a split model: of all its files in order), 32 raw bytes.
   const std::string& fingerprint() const { return fingerprint_; }
   const std::string& path() const { return path_; }
+  /// The files that it consists of: path(), or all parts of a split model in order.
+  const std::vector<std::string>& files() const { return files_; }
   /// True when it was loaded without weights.
   bool vocabulary_only() const { return vocabulary_only_; }
   /// The context length that the model was trained with, tokens.
@@ -56,6 +59,8 @@ class Model {
   /// The bytes of a sequence of tokens, control tokens left out, the leading space that the
   /// tokenizer adds to the first word removed.
   std::string Detokenize(std::span<const int32_t> tokens) const;
+  /// The token that the model wants in front of a text, if any.
+  std::optional<int32_t> BeginOfText() const;
   /// End of sequence, end of turn and the like.
   bool IsEndOfGeneration(int32_t token) const;
 
@@ -66,6 +71,7 @@ class Model {
  private:
   Model() = default;
   std::string name_, path_, fingerprint_;
+  std::vector<std::string> files_;
   bool vocabulary_only_ = false;
   llama_model* model_ = nullptr;
 };
