@@ -35,9 +35,8 @@ void ChunkAnalyser::LoadTile(size_t plane, uint32_t first_channel, uint32_t n_ch
   for (size_t p = 0; p < plane; ++p) base += model_->planes[p].row_bytes * chunk_->n_tokens;
   TilePlace place = PlaceOf(info, chunk_->n_tokens);
   place.n_tokens = std::min<uint32_t>(kTileTokens, chunk_->n_tokens - first);
-  model_->kernels->load(
-      tile_.data(), n_channels, place,
-      base + first_channel * place.channel_stride + first * place.token_stride);
+  model_->kernels->load(tile_.data(), n_channels, place,
+                        base + first_channel * place.channel_stride + first * place.token_stride);
   if (!info.rotated) return;
   const uint32_t n_heads = n_channels / info.head_dim;
   model_->kernels->unrotate(RotationOf(*model_, info, n_heads, angles_, first), tile_.data());
@@ -71,7 +70,8 @@ std::span<const int16_t> ChunkAnalyser::Integers(Level level, size_t plane, size
     }
     model_->kernels->forward(block.forward, tile_.data(), tile);
     for (size_t j = 0; j < coded; ++j) {
-      std::memcpy(integers_.data() + j * stride_ + first, tile + j * kTileTokens, sizeof(tile[0]) * kTileTokens);
+      std::memcpy(integers_.data() + j * stride_ + first, tile + j * kTileTokens,
+                  sizeof(tile[0]) * kTileTokens);
     }
   }
   return integers_;

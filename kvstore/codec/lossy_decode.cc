@@ -154,12 +154,12 @@ class StreamDecoder {
     if (next == found_.size() || found_[next].token >= first + kTileTokens) return nullptr;
     corrections_.assign(block.n_channels * kTileTokens, 0);
     for (; next < found_.size() && found_[next].token < first + kTileTokens; ++next) {
-      const Escape& escape = found_[next];
-      for (size_t c = 0; c < block.n_channels; ++c) {
-        corrections_[c * kTileTokens + escape.token - first] +=
-            block.inverse.basis[c * block.inverse.basis_stride + escape.component] *
-            escape.difference;
-      }
+      const Escape escape = found_[next];  // a copy, which no store below can change
+      const size_t n = block.n_channels, stride = block.inverse.basis_stride;
+      const int8_t* const column = block.inverse.basis + escape.component;
+      int32_t* const sums = corrections_.data() + escape.token - first;
+      for (size_t c = 0; c < n; ++c)
+        sums[c * kTileTokens] += column[c * stride] * escape.difference;
     }
     return corrections_.data();
   }
