@@ -53,8 +53,10 @@ Command MakeCommand(Settings& settings) {
   };
   command.options.insert(
       command.options.end(),
-      {{"level", "NAMES", "lossless, q1 ... q4, comma-separated or repeated. Default: all usable.", add_levels},
-       {"profile", "FILE", "The model's KV profile. Default: the model's path with .kvprofile, if there is one.",
+      {{"level", "NAMES", "lossless, q1 ... q4, comma-separated or repeated. Default: all usable.",
+        add_levels},
+       {"profile", "FILE",
+        "The model's KV profile. Default: the model's path with .kvprofile, if there is one.",
         ReadText([s](std::string v) { s->profile_path = std::move(v); })},
        {"json", "FILE", "Write the results as JSON.",
         ReadText([s](std::string v) { s->json_path = std::move(v); })},
@@ -91,10 +93,12 @@ class Evaluation {
   static absl::StatusOr<std::unique_ptr<Evaluation>> Create(const Settings& settings) {
     ASSIGN_OR_RETURN(const std::string text, LoadText(settings.input));
     ASSIGN_OR_RETURN(const auto model, LoadModel(settings.input));
-    ASSIGN_OR_RETURN(auto replayer, workers::Replayer::Create(model, text, settings.replay, settings.input.engine));
+    ASSIGN_OR_RETURN(auto replayer, workers::Replayer::Create(model, text, settings.replay,
+                                                              settings.input.engine));
     ASSIGN_OR_RETURN(const auto geometry, workers::GeometryOf(replayer->engine()));
-    const std::string path = settings.profile_path.empty() ? DefaultProfilePath(settings.input.model_path)
-                                                           : settings.profile_path;
+    const std::string path = settings.profile_path.empty()
+                                 ? DefaultProfilePath(settings.input.model_path)
+                                 : settings.profile_path;
     std::shared_ptr<const kvstore::codec::Profile> profile;
     if (!settings.profile_path.empty() || std::filesystem::exists(path)) {
       ASSIGN_OR_RETURN(profile, LoadProfile(path));
@@ -116,7 +120,8 @@ class Evaluation {
     return evaluation;
   }
 
-  absl::Status Run(const std::atomic<bool>& stop, const std::function<void(uint32_t window)>& progress) {
+  absl::Status Run(const std::atomic<bool>& stop,
+                   const std::function<void(uint32_t window)>& progress) {
     for (uint32_t window = 0; window < replayer_->n_windows(); ++window) {
       progress(window);
       RETURN_IF_ERROR(replayer_->LoadWindow(window));
@@ -150,7 +155,9 @@ class Evaluation {
   double ElementBytes() const {
     return static_cast<double>(codec_.layout().BytesPerToken()) / elements_per_token_;
   }
-  double unchanged_perplexity() const { return workers::Summarise(tallies_[0].scores).unchanged_perplexity; }
+  double unchanged_perplexity() const {
+    return workers::Summarise(tallies_[0].scores).unchanged_perplexity;
+  }
   const kvstore::codec::Profile* profile() const { return codec_.profile(); }
 
  private:
@@ -166,7 +173,8 @@ class Evaluation {
     KvChunk decoded = chunk;
     std::vector<std::span<uint8_t>> planes;
     for (const auto& plane : workers::PlanesOf(codec_.layout(), decoded)) {
-      planes.emplace_back(decoded.bytes.data() + (plane.data() - decoded.bytes.data()), plane.size());
+      planes.emplace_back(decoded.bytes.data() + (plane.data() - decoded.bytes.data()),
+                          plane.size());
     }
     const auto start = Clock::now();
     ASSIGN_OR_RETURN(const auto bytes, codec_.Encode(chunk, {.level = tally.level}));
@@ -190,7 +198,8 @@ void Print(const std::vector<Row>& rows, double element_bytes, const Terminal& t
   for (const Row& row : rows) {
     const workers::Summary& s = row.summary;
     terminal.out << absl::StrFormat(
-        "%-8s  %9.3f  %5.2f  %11.0f  %+7.2f %% ± %4.2f %%  %5.1f %%  %.5f  %4.0f M/s %4.2f GB/s  %4.0f "
+        "%-8s  %9.3f  %5.2f  %11.0f  %+7.2f %% ± %4.2f %%  %5.1f %%  %.5f  %4.0f M/s %4.2f GB/s  "
+        "%4.0f "
         "M/s %4.2f GB/s\n",
         row.name, row.bits_per_element, row.ratio_to_f16, row.kv_bytes_per_token,
         100 * s.perplexity_change, 100 * s.perplexity_change_se, 100 * s.top1_agreement, s.kl,
@@ -199,7 +208,8 @@ void Print(const std::vector<Row>& rows, double element_bytes, const Terminal& t
   }
 }
 
-nlohmann::json Json(const Settings& settings, const Evaluation& evaluation, const std::vector<Row>& rows) {
+nlohmann::json Json(const Settings& settings, const Evaluation& evaluation,
+                    const std::vector<Row>& rows) {
   nlohmann::json levels = nlohmann::json::array();
   for (const Row& row : rows) {
     levels.push_back({{"name", row.name},
@@ -216,7 +226,8 @@ nlohmann::json Json(const Settings& settings, const Evaluation& evaluation, cons
   const workers::ReplayOptions& replay = settings.replay;
   return {{"model", settings.input.model_path},
           {"text", settings.input.text_path},
-          {"profile_id", evaluation.profile() ? absl::StrFormat("%016x", evaluation.profile()->id) : ""},
+          {"profile_id",
+           evaluation.profile() ? absl::StrFormat("%016x", evaluation.profile()->id) : ""},
           {"context_tokens", replay.context_tokens},
           {"continuation_tokens", replay.continuation_tokens},
           {"windows", replay.windows},
@@ -235,11 +246,13 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
   return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
 }
 
-absl::Status Evaluate(const Settings& settings, const std::atomic<bool>& stop, const Terminal& terminal) {
+absl::Status Evaluate(const Settings& settings, const std::atomic<bool>& stop,
+                      const Terminal& terminal) {
   ASSIGN_OR_RETURN(const auto evaluation, Evaluation::Create(settings));
   const absl::Status status = evaluation->Run(stop, [&](uint32_t window) {
     if (terminal.err_is_terminal) {
-      terminal.err << "\r\33[Kwindow " << window + 1 << " of " << settings.replay.windows << std::flush;
+      terminal.err << "\r\33[Kwindow " << window + 1 << " of " << settings.replay.windows
+                   << std::flush;
     }
   });
   if (terminal.err_is_terminal) terminal.err << "\r\33[K" << std::flush;
@@ -247,16 +260,20 @@ absl::Status Evaluate(const Settings& settings, const std::atomic<bool>& stop, c
   const std::vector<Row> rows = evaluation->Rows();
   Print(rows, evaluation->ElementBytes(), terminal);
   if (!settings.json_path.empty()) {
-    RETURN_IF_ERROR(WriteText(settings.json_path, Json(settings, *evaluation, rows).dump(2) + "\n"));
+    RETURN_IF_ERROR(
+        WriteText(settings.json_path, Json(settings, *evaluation, rows).dump(2) + "\n"));
   }
   if (settings.plot_path.empty()) return absl::OkStatus();
   std::vector<RateLossPoint> points;
   for (const Row& row : rows) {
-    points.push_back({row.name, row.bits_per_element, row.summary.perplexity_change, row.summary.perplexity_change_se});
+    points.push_back({row.name, row.bits_per_element, row.summary.perplexity_change,
+                      row.summary.perplexity_change_se});
   }
   const std::string name = std::filesystem::path(settings.input.model_path).stem();
-  return WriteText(settings.plot_path,
-                   RateLossSvg(absl::StrCat(name, ", contexts of ", settings.replay.context_tokens, " tokens"), points));
+  return WriteText(
+      settings.plot_path,
+      RateLossSvg(absl::StrCat(name, ", contexts of ", settings.replay.context_tokens, " tokens"),
+                  points));
 }
 
 }  // namespace

@@ -54,19 +54,22 @@ class ProgressLine {
     stage_ = progress.stage;
     // What an earlier call has done goes by at once and says nothing of the speed.
     if (now - start_ < absl::Milliseconds(100)) resumed_ = progress.done;
-    if (!new_stage && (!terminal_.err_is_terminal || now - drawn_ < absl::Milliseconds(100))) return;
+    if (!new_stage && (!terminal_.err_is_terminal || now - drawn_ < absl::Milliseconds(100)))
+      return;
     drawn_ = now;
     const double share = static_cast<double>(progress.done) / static_cast<double>(progress.total);
     std::string line = absl::StrFormat("%3.0f %% %s", 100 * share, std::string(progress.stage));
     if (progress.done > resumed_) {
-      const double rate = static_cast<double>(progress.done - resumed_) / absl::ToDoubleSeconds(now - start_);
-      const auto left = static_cast<int64_t>(static_cast<double>(progress.total - progress.done) / rate);
+      const double rate =
+          static_cast<double>(progress.done - resumed_) / absl::ToDoubleSeconds(now - start_);
+      const auto left =
+          static_cast<int64_t>(static_cast<double>(progress.total - progress.done) / rate);
       absl::StrAppendFormat(&line, ", %d:%02d left", left / 60, left % 60);
     }
     if (terminal_.err_is_terminal) {
       const auto filled = static_cast<size_t>(share * 30);
-      terminal_.err << "\r\33[K[" << std::string(filled, '#') << std::string(30 - filled, '.') << "] "
-                    << line << std::flush;
+      terminal_.err << "\r\33[K[" << std::string(filled, '#') << std::string(30 - filled, '.')
+                    << "] " << line << std::flush;
     } else {
       terminal_.err << line << std::endl;
     }
@@ -94,8 +97,8 @@ absl::Status WriteFile(const std::string& path, const std::string& bytes) {
 
 void Print(const Profile& profile, const std::string& path, size_t bytes, absl::Duration time,
            const Terminal& terminal) {
-  terminal.out << absl::StrFormat("%s: %d bytes, %d symbol tables, %d exact sink tokens, %s\n", path,
-                                  bytes, profile.tables.size(), profile.sink_tokens,
+  terminal.out << absl::StrFormat("%s: %d bytes, %d symbol tables, %d exact sink tokens, %s\n",
+                                  path, bytes, profile.tables.size(), profile.sink_tokens,
                                   absl::FormatDuration(absl::Trunc(time, absl::Seconds(1))))
                << "level  bits/element  perplexity change    top-1       KL\n";
   for (const auto level : kvstore::codec::kAllLevels) {

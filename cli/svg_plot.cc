@@ -24,16 +24,19 @@ struct Axis {
 std::string Escape(const std::string& text) {
   std::string escaped;
   for (const char c : text) {
-    if (c == '<') escaped += "&lt;";
-    else if (c == '&') escaped += "&amp;";
-    else escaped += c;
+    if (c == '<')
+      escaped += "&lt;";
+    else if (c == '&')
+      escaped += "&amp;";
+    else
+      escaped += c;
   }
   return escaped;
 }
 
 std::string Line(double x1, double y1, double x2, double y2, const char* style) {
-  return absl::StrFormat("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n", x1,
-                         y1, x2, y2, style);
+  return absl::StrFormat("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n",
+                         x1, y1, x2, y2, style);
 }
 
 std::string Label(double x, double y, const char* anchor, const std::string& text) {
@@ -70,11 +73,13 @@ std::string Frame(const std::string& title, const Axis& bits, const Axis& loss) 
   for (const double tick : {-10.0, -1.0, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0}) {
     const double at = Folded(tick);
     if (at < loss.low || at > loss.high) continue;
-    absl::StrAppend(&svg, Line(kLeft, loss.At(at), kWidth - kRight, loss.At(at), tick == 0 ? "zero" : "grid"),
-                    Label(kLeft - 8, loss.At(at) + 4, "end", absl::StrCat(tick, " %")));
+    absl::StrAppend(
+        &svg, Line(kLeft, loss.At(at), kWidth - kRight, loss.At(at), tick == 0 ? "zero" : "grid"),
+        Label(kLeft - 8, loss.At(at) + 4, "end", absl::StrCat(tick, " %")));
   }
-  absl::StrAppend(&svg, Label((kLeft + kWidth) / 2, kHeight - 16, "middle",
-                              "bits per element of KV, side information included"),
+  absl::StrAppend(&svg,
+                  Label((kLeft + kWidth) / 2, kHeight - 16, "middle",
+                        "bits per element of KV, side information included"),
                   absl::StrFormat("<text transform=\"translate(18 %.0f) rotate(-90)\" "
                                   "text-anchor=\"middle\">change of perplexity</text>\n",
                                   kHeight / 2));
@@ -90,8 +95,9 @@ std::string RateLossSvg(const std::string& title, std::span<const RateLossPoint>
     const double x = bits.At(std::log(point.bits_per_element));
     const double y = loss.At(Folded(100 * point.loss));
     absl::StrAppendFormat(&path, "%s%.1f,%.1f", path.empty() ? "" : " ", x, y);
-    absl::StrAppend(&marks, Line(x, loss.At(Folded(100 * (point.loss - point.loss_se))), x,
-                                 loss.At(Folded(100 * (point.loss + point.loss_se))), "error"),
+    absl::StrAppend(&marks,
+                    Line(x, loss.At(Folded(100 * (point.loss - point.loss_se))), x,
+                         loss.At(Folded(100 * (point.loss + point.loss_se))), "error"),
                     absl::StrFormat("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\"/>\n", x, y),
                     Label(x + 8, y - 8, "start", point.name));
   }

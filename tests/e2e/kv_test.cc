@@ -153,12 +153,14 @@ TEST_F(KvDumpTest, SaysWhatIsWrong) {
 
 class KvProfileTest : public testing::Test {
  protected:
-  KvProfileTest() : text_("story.txt"), profile_("kv.kvprofile"), json_("kv.json"), plot_("kv.svg") {
+  KvProfileTest()
+      : text_("story.txt"), profile_("kv.kvprofile"), json_("kv.json"), plot_("kv.svg") {
     std::ofstream(text_.path()) << Story();
   }
   Outcome Run(const std::string& command, std::vector<std::string> more) {
-    more.insert(more.begin(), {command, "--model", DemoModel(), "--text", text_.path(), "--threads=1",
-                               "--context=100", "--continuation=20", "--windows=2", "--chunk=64"});
+    more.insert(more.begin(),
+                {command, "--model", DemoModel(), "--text", text_.path(), "--threads=1",
+                 "--context=100", "--continuation=20", "--windows=2", "--chunk=64"});
     return RunKv(more);
   }
   const TemporaryPath text_, profile_, json_, plot_;
@@ -171,8 +173,9 @@ TEST_F(KvProfileTest, IsMadeAndEvaluated) {
   EXPECT_THAT(made.output, HasSubstr("\nq4 "));
   EXPECT_FALSE(std::filesystem::exists(profile_.path() + ".partial"));
 
-  const Outcome outcome = Run("eval", {"--profile", profile_.path(), "--level=lossless,q1", "--level=q4",
-                                       "--json", json_.path(), "--plot", plot_.path()});
+  const Outcome outcome =
+      Run("eval", {"--profile", profile_.path(), "--level=lossless,q1", "--level=q4", "--json",
+                   json_.path(), "--plot", plot_.path()});
   ASSERT_EQ(outcome.code, 0) << outcome.output;
   const auto json = nlohmann::json::parse(std::ifstream(json_.path()));
   EXPECT_EQ(json["windows"], 2);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace tandem::workers {
 namespace {
@@ -10,6 +11,8 @@ namespace {
 constexpr double kRounding = 0.4;
 /// Of a standard deviation. Finer steps give the same: all integers beyond kMaxInteger.
 constexpr double kFinestStep = 1e-3;
+/// What an integer beyond the tables costs, about.
+constexpr double kEscapedBits = 16;
 
 /// The integer that x, in units of the step, becomes, and where the next one begins.
 int ToInteger(double x) {
@@ -25,7 +28,7 @@ double NextBoundary(int integer) {
 double EntropyBits(const IntegerCounts& counts) {
   double total = 0, sum = 0;
   for (const double count : counts) {
-    if (count <= 0) continue;
+    if (count == 0) continue;
     total += count;
     sum += count * std::log2(count);
   }
@@ -74,7 +77,12 @@ IntegerCounts ComponentHistograms::CountsAt(size_t j, double step) const {
 
 double ComponentHistograms::BitsAt(double step) const {
   double bits = 0;
-  for (size_t j = 0; j < n_components(); ++j) bits += EntropyBits(CountsAt(j, step));
+  for (size_t j = 0; j < n_components(); ++j) {
+    const IntegerCounts counts = CountsAt(j, step);
+    const double total = std::accumulate(counts.begin(), counts.end(), 0.0);
+    bits += EntropyBits(counts);
+    if (total > 0) bits += kEscapedBits * (counts.front() + counts.back()) / total;
+  }
   return bits;
 }
 

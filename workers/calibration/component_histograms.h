@@ -33,7 +33,8 @@ class ComponentHistograms {
   /// The integers of component `j` at a step, as the encoder rounds (deadzone included); their sum
   /// is the number of tokens.
   IntegerCounts CountsAt(size_t j, double step) const;
-  /// Bits a token, by ideal codes, of all components together.
+  /// Bits a token of all components together, by ideal codes within ± kMaxInteger and escapes
+  /// beyond.
   double BitsAt(double step) const;
 
   void Write(kvstore::codec::ByteWriter& out) const;

@@ -18,8 +18,8 @@ namespace tandem::workers {
 class Journal {
  public:
   /// `binding`: of what the calculation depends on. A file for another binding, of another version
-  /// or no journal at all is begun anew; of one that breaks off, what is whole counts. An empty path: nothing
-  /// is kept. INVALID_ARGUMENT when it cannot be written.
+  /// or no journal at all is begun anew; of one that breaks off, what is whole counts. An empty
+  /// path: nothing is kept. INVALID_ARGUMENT when it cannot be written.
   static absl::StatusOr<Journal> Open(const std::string& path, const std::string& binding);
 
   /// Null when there is none such.

@@ -20,7 +20,7 @@ constexpr uint32_t kSomeWindows = 8, kFewWindows = 4;
 constexpr std::array kTriedBits = {3.0, 2.2, 1.6, 1.2, 0.85, 0.6, 0.42, 0.28};
 /// … and at which each plane's harm is measured. The first is so fine that it does none: what is
 /// measured there is how far the engine's own rounding carries any change at all.
-constexpr std::array kHarmBits = {4.0, 0.7, 0.25};
+constexpr std::array kHarmBits = {4.0, 0.7, 0.2};
 constexpr double kSinkBits = 0.9;
 /// Sinks beyond the first cost bits in every short context; this much less loss pays for them.
 constexpr double kSinkGain = 0.03;
@@ -52,9 +52,14 @@ uint64_t SearchWork(uint32_t n_windows, size_t n_planes) {
 }
 
 LevelSearch::LevelSearch(Trials& trials, const Profile& base, const BlockHistograms& histograms,
-                         uint32_t n_windows)
-    : trials_(trials), base_(base), histograms_(histograms), sink_tokens_(kSinks[0]),
-      some_windows_(Spread(n_windows, kSomeWindows)), few_windows_(Spread(n_windows, kFewWindows)) {
+                         uint32_t n_windows, const Ablation& ablation)
+    : trials_(trials),
+      base_(base),
+      histograms_(histograms),
+      ablation_(ablation),
+      sink_tokens_(ablation.sink_tokens.value_or(kSinks[0])),
+      some_windows_(Spread(n_windows, kSomeWindows)),
+      few_windows_(Spread(n_windows, kFewWindows)) {
   all_windows_.resize(n_windows);
   std::iota(all_windows_.begin(), all_windows_.end(), 0u);
   const size_t n_planes = histograms.size(), n_keys = base.geometry.layers.size();
@@ -117,25 +122,25 @@ Profile LevelSearch::ProfileOf(std::span<const std::vector<double>> levels,
   }
   Profile base = base_;
   base.sink_tokens = sink_tokens;
-  return Assemble(base, counts);
+  return Assemble(base, counts, ablation_.max_tables);
 }
 
 absl::Status LevelSearch::MeasureHarms(Family& weighted) {
   const Family equal;
   std::vector<std::vector<double>> steps;
-  for (const double bits : kHarmBits) steps.push_back(equal.StepsAt(*this, CoarsenessFor(equal, bits)));
+  for (const double bits : kHarmBits)
+    steps.push_back(equal.StepsAt(*this, CoarsenessFor(equal, bits)));
   const auto profile = std::make_shared<const Profile>(ProfileOf(steps, sink_tokens_));
   ASSIGN_OR_RETURN(const auto kls, trials_.RunAlone("planes", few_windows_, profile, groups_));
   std::vector<double> rounding = kls[0];
   std::sort(rounding.begin(), rounding.end());
   const double floor = rounding[rounding.size() / 2];
   for (size_t g = 0; g < groups_.size(); ++g) {
-    spdlog::warn("calibration harm group={} floor={} fine_kl={} coarse_kl={}", g, kls[0][g],
+    spdlog::debug("calibration harm group={} floor={} fine_kl={} coarse_kl={}", g, kls[0][g],
                   kls[1][g], kls[2][g]);
     // Harm that drowns in the rounding is not known to be less than a part of it.
     const auto above = [floor](double kl) { return std::max(kl - floor, kl * kLeastHarm); };
-    weighted.harms.push_back(
-        FitHarm(steps[1][g], above(kls[1][g]), steps[2][g], above(kls[2][g])));
+    weighted.harms.push_back(FitHarm(steps[1][g], above(kls[1][g]), steps[2][g], above(kls[2][g])));
   }
   return absl::OkStatus();
 }
@@ -152,7 +157,7 @@ absl::Status LevelSearch::ChooseSinks(const Family& family) {
   size_t chosen = 0;
   while (results[chosen].summary.kl > best * (1 + kSinkGain)) ++chosen;
   sink_tokens_ = kSinks[chosen];
-  spdlog::warn("calibration sinks kl1={} kl4={} chosen={}", results[0].summary.kl,
+  spdlog::debug("calibration sinks kl1={} kl4={} chosen={}", results[0].summary.kl,
                 results[1].summary.kl, sink_tokens_);
   return absl::OkStatus();
 }
@@ -176,7 +181,7 @@ absl::StatusOr<std::vector<LevelSearch::Point>> LevelSearch::MeasureFamilies(
   for (size_t i = 0; i < points.size(); ++i) {
     points[i].bits_per_element = results[i].bits_per_element;
     points[i].kl = std::max(results[i].summary.kl, 1e-9);
-    spdlog::warn("calibration family={} bits={} kl={} ppl={}", i / kTriedBits.size(),
+    spdlog::debug("calibration family={} bits={} kl={} ppl={}", i / kTriedBits.size(),
                   points[i].bits_per_element, points[i].kl, results[i].summary.perplexity_change);
   }
   return points;
@@ -209,7 +214,7 @@ absl::StatusOr<Profile> LevelSearch::Run(const std::array<double, kLossyLevels>&
   Family families[2];
   Family &equal = families[0], &weighted = families[1];
   RETURN_IF_ERROR(MeasureHarms(weighted));
-  RETURN_IF_ERROR(ChooseSinks(equal));
+  if (!ablation_.sink_tokens) RETURN_IF_ERROR(ChooseSinks(equal));
   ASSIGN_OR_RETURN(const auto points, MeasureFamilies(families));
   const auto of_equal = std::span(points).first(kTriedBits.size());
   const auto of_weighted = std::span(points).last(kTriedBits.size());
@@ -223,8 +228,8 @@ absl::StatusOr<Profile> LevelSearch::Run(const std::array<double, kLossyLevels>&
     };
     gain += std::log(bits_at(of_equal) / bits_at(of_weighted)) / kLossyLevels;
   }
-  spdlog::warn("calibration weights gain={}", gain);
-  const bool weights = gain > kWorthWeighting;
+  spdlog::debug("calibration weights gain={}", gain);
+  const bool weights = ablation_.weigh_planes && gain > kWorthWeighting;
   return Refine(weights ? weighted : equal, weights ? of_weighted : of_equal, kl_targets);
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "workers/calibration/ablation.h"
 #include "workers/calibration/profile_assembly.h"
 #include "workers/calibration/step_allocation.h"
 #include "workers/calibration/text_statistics.h"
@@ -22,9 +23,9 @@ class LevelSearch {
  public:
   /// `base`: a profile without levels. All must outlive this object.
   LevelSearch(Trials& trials, const kvstore::codec::Profile& base,
-              const BlockHistograms& histograms, uint32_t n_windows);
+              const BlockHistograms& histograms, uint32_t n_windows, const Ablation& ablation);
 
-  /// The profile with sink_tokens, q1 … q4 and tables as the histograms predict them. `kl_targets`:
+  /// The profile with sinks, q1 … q4, and tables as the histograms predict them. `kl_targets`:
   /// see ProfileOptions. Errors of Trials.
   absl::StatusOr<kvstore::codec::Profile> Run(
       const std::array<double, kvstore::codec::kLossyLevels>& kl_targets);
@@ -55,6 +56,7 @@ class LevelSearch {
   Trials& trials_;
   const kvstore::codec::Profile& base_;
   const BlockHistograms& histograms_;
+  const Ablation& ablation_;
   uint32_t sink_tokens_;
   std::vector<uint32_t> all_windows_, some_windows_, few_windows_;
   /// Planes that share a step; K and V apart.

@@ -34,8 +34,8 @@ class Moments {
  private:
   double count_ = 0;
   Eigen::VectorXf shift_;
-  Eigen::VectorXd sums_;       // of value - shift
-  Eigen::MatrixXd products_;   // of the same; the lower triangle
+  Eigen::VectorXd sums_;      // of value - shift
+  Eigen::MatrixXd products_;  // of the same; the lower triangle
 };
 
 }  // namespace tandem::workers

@@ -10,8 +10,7 @@ namespace {
 using kvstore::codec::Profile;
 
 /// Share of values that are not 0, below which a component is not worth its bits and its time.
-constexpr float kCodedShare = 0.004f;
-constexpr size_t kLibrarySize = 64;
+constexpr float kCodedShare = 0.01f;
 
 bool WorthCoding(const IntegerCounts& counts) {
   const float total = std::accumulate(counts.begin(), counts.end(), 0.0f);
@@ -38,7 +37,7 @@ LevelCounts PredictCounts(std::span<const std::vector<ComponentHistograms>> plan
   return level;
 }
 
-Profile Assemble(const Profile& base, std::span<const LevelCounts> levels) {
+Profile Assemble(const Profile& base, std::span<const LevelCounts> levels, size_t max_tables) {
   std::vector<IntegerCounts> all;
   for (const LevelCounts& level : levels) {
     for (const auto& blocks : level.blocks) {
@@ -47,7 +46,7 @@ Profile Assemble(const Profile& base, std::span<const LevelCounts> levels) {
       }
     }
   }
-  TableLibrary library = BuildTables(all, kLibrarySize);
+  TableLibrary library = BuildTables(all, max_tables);
   Profile profile = base;
   profile.tables = std::move(library.tables);
   auto next = library.assigned.begin();

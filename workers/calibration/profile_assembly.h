@@ -28,9 +28,10 @@ struct LevelCounts {
 LevelCounts PredictCounts(std::span<const std::vector<ComponentHistograms>> planes,
                           std::vector<double> steps);
 
-/// `base` (model, geometry, sinks, blocks) with levels q1 … for `levels`, and the tables that all of
-/// them share. Its id is set. REQUIRES: 1 … kLossyLevels levels of base's shape.
+/// `base` (model, geometry, sinks, blocks) with levels q1 … for `levels`, and the tables that all
+/// of them share, at most `max_tables`. Its id is set. REQUIRES: 1 … kLossyLevels levels of base's
+/// shape; max_tables as BuildTables.
 kvstore::codec::Profile Assemble(const kvstore::codec::Profile& base,
-                                 std::span<const LevelCounts> levels);
+                                 std::span<const LevelCounts> levels, size_t max_tables);
 
 }  // namespace tandem::workers

@@ -27,9 +27,10 @@ std::string Binding(const Model& model, std::string_view text, const ProfileOpti
                     const EngineOptions& engine) {
   const ReplayOptions& replay = options.replay;
   return absl::StrCat(model.fingerprint(), ";text=", XXH3_64bits(text.data(), text.size()),
-                      ";context=", replay.context_tokens, ";continuation=", replay.continuation_tokens,
-                      ";windows=", replay.windows, ";chunk=", replay.chunk_tokens,
-                      ";k=", engine.k_type, ";v=", engine.v_type, ";fa=", engine.flash_attention,
+                      ";context=", replay.context_tokens,
+                      ";continuation=", replay.continuation_tokens, ";windows=", replay.windows,
+                      ";chunk=", replay.chunk_tokens, ";k=", engine.k_type, ";v=", engine.v_type,
+                      ";fa=", engine.flash_attention,
                       ";kl=", absl::StrJoin(options.kl_targets, ","));
 }
 
@@ -50,9 +51,12 @@ class Meter {
   uint64_t done_ = 0;
 };
 
-absl::StatusOr<std::vector<std::vector<Block>>> DesignTransforms(
-    const Replayer& replayer, const KvGeometry& geometry, std::string_view text,
-    const EngineOptions& settings, const BlockMoments& moments) {
+absl::StatusOr<std::vector<std::vector<Block>>> DesignTransforms(const Replayer& replayer,
+                                                                 const KvGeometry& geometry,
+                                                                 std::string_view text,
+                                                                 const EngineOptions& settings,
+                                                                 const BlockMoments& moments,
+                                                              const Ablation& ablation) {
   const Model& model = replayer.engine().model();
   std::vector<int32_t> tokens = model.Tokenize(text, /*add_special=*/false);
   if (const auto bos = model.BeginOfText()) tokens.insert(tokens.begin(), *bos);
@@ -68,9 +72,14 @@ absl::StatusOr<std::vector<std::vector<Block>>> DesignTransforms(
     const auto& plane = analyser.planes()[p];
     auto& blocks = planes.emplace_back();
     for (const auto& [first, n] : BlockLayout(plane.n_heads, plane.head_dim)) {
-      const Eigen::MatrixXd metric = BlockMetric(sensitivity, geometry.rope, plane, p % n_layers,
-                                                 p < n_layers, first, n);
-      blocks.push_back(DesignBlock(moments[p][blocks.size()], metric, first));
+      const Eigen::MatrixXd metric =
+          ablation.metric
+              ? BlockMetric(sensitivity, geometry.rope, plane, p % n_layers, p < n_layers, first, n)
+              : Eigen::MatrixXd::Identity(n, n);
+      const uint32_t mixed = ablation.mixing == Ablation::Mixing::kBlock  ? n
+                             : ablation.mixing == Ablation::Mixing::kHead ? plane.head_dim
+                                                                          : 1;
+      blocks.push_back(DesignBlock(moments[p][blocks.size()], metric, first, mixed));
     }
   }
   return planes;
@@ -99,29 +108,33 @@ absl::Status Measure(Trials& trials, uint32_t n_windows, Profile& profile) {
 absl::StatusOr<Profile> BuildProfile(std::shared_ptr<const Model> model, std::string_view text,
                                      const ProfileOptions& options, const EngineOptions& settings) {
   ASSIGN_OR_RETURN(const auto replayer, Replayer::Create(model, text, options.replay, settings));
-  ASSIGN_OR_RETURN(const KvGeometry geometry, GeometryOf(replayer->engine()));
+  ASSIGN_OR_RETURN(KvGeometry geometry, GeometryOf(replayer->engine()));
+  if (!options.ablation.unrotate) geometry.rope = {};
   ASSIGN_OR_RETURN(Journal journal,
                    Journal::Open(options.partial_path, Binding(*model, text, options, settings)));
   const uint32_t n_windows = options.replay.windows;
   // Moments, histograms, symbols; search; measurement.
   const uint64_t work = uint64_t{n_windows} * (3 + 1 + kLossyLevels) +
                         SearchWork(n_windows, replayer->layout().planes.size());
-  const WorkMeter meter = [counter = std::make_shared<Meter>(options, work)](
-                              std::string_view stage, uint64_t units) { return (*counter)(stage, units); };
+  const WorkMeter meter = [counter = std::make_shared<Meter>(options, work)](std::string_view stage,
+                                                                             uint64_t units) {
+    return (*counter)(stage, units);
+  };
   TextStatistics statistics(*replayer, geometry, journal, meter);
   Trials trials(*replayer, geometry, journal, meter);
 
   Profile base{.model_fingerprint = model->fingerprint(), .geometry = geometry};
   ASSIGN_OR_RETURN(const BlockMoments moments, statistics.MeasureMoments());
-  ASSIGN_OR_RETURN(base.planes, DesignTransforms(*replayer, geometry, text, settings, moments));
+  ASSIGN_OR_RETURN(base.planes, DesignTransforms(*replayer, geometry, text, settings, moments, options.ablation));
   ASSIGN_OR_RETURN(const BlockHistograms histograms,
                    statistics.MeasureHistograms(base.planes, moments));
-  LevelSearch search(trials, base, histograms, n_windows);
+  LevelSearch search(trials, base, histograms, n_windows, options.ablation);
   ASSIGN_OR_RETURN(const Profile predicted, search.Run(options.kl_targets));
   ASSIGN_OR_RETURN(const auto counts,
-                   statistics.CountIntegers(std::make_shared<const Profile>(predicted)));
+                   statistics.CountIntegers(std::make_shared<const Profile>(predicted),
+                                            options.ablation.prediction));
   base.sink_tokens = predicted.sink_tokens;
-  Profile profile = Assemble(base, counts);
+  Profile profile = Assemble(base, counts, options.ablation.max_tables);
   RETURN_IF_ERROR(Measure(trials, n_windows, profile));
   journal.Remove();
   return profile;

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/codec/profile.h"
+#include "workers/calibration/ablation.h"
 #include "workers/calibration/replay.h"
 
 namespace tandem::workers {
@@ -26,10 +27,11 @@ struct ProfileOptions {
   ReplayOptions replay;
   /// Loss of each lossy level: KL divergence of the next-token distribution from the unchanged one,
   /// nats, the mean over tokens. A level costs at most about as much. Ascending.
-  std::array<double, kvstore::codec::kLossyLevels> kl_targets = {0.0003, 0.0010, 0.0035, 0.011};
+  std::array<double, kvstore::codec::kLossyLevels> kl_targets = {0.0003, 0.0010, 0.0035, 0.010};
   /// Where intermediate results are kept, so that a second call with the same model, text and
   /// options goes on where the first was stopped; deleted at the end. Empty: nowhere.
   std::string partial_path;
+  Ablation ablation;
   /// Called often; false stops. May be null.
   std::function<bool(const ProfileProgress&)> progress;
 };

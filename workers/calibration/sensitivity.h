@@ -12,8 +12,8 @@
 
 namespace tandem::workers {
 
-/// K: [layer][channel of the cached row]. Larger for channels whose error does more harm. Comparable
-/// within a layer's K or V, not between the two nor between layers.
+/// K: [layer][channel of the cached row]. Larger for channels whose error does more harm.
+/// Comparable within a layer's K or V, not between the two nor between layers.
 struct Sensitivity {
   /// The mean square of what the queries multiply the channel with, after RoPE, summed over the
   /// query heads that share the KV head: the error that a key's error makes in attention scores.
@@ -25,9 +25,9 @@ struct Sensitivity {
 };
 
 /// Measures it with the text `tokens` (a few thousand suffice). A plane for which it cannot be
-/// told counts all channels the same, with a log line. Only the cache types, flash_attention, step_tokens and
-/// threads of `options` count. Errors as ProbeAttention and OutputGrams. Thread-safe.
-/// REQUIRES: `geometry` is the model's.
+/// told counts all channels the same, with a log line. Only the cache types, flash_attention,
+/// step_tokens and threads of `options` count. Errors as ProbeAttention and OutputGrams.
+/// Thread-safe. REQUIRES: `geometry` is the model's.
 absl::StatusOr<Sensitivity> MeasureSensitivity(const Model& model, const EngineOptions& options,
                                                const kvstore::KvGeometry& geometry,
                                                std::span<const int32_t> tokens);

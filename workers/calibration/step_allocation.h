@@ -44,7 +44,8 @@ std::vector<double> AllocateSteps(std::span<const RateCurve> curves, std::span<c
 /// more, all > 0, x ascending.
 double InverseInterpolate(std::span<const std::pair<double, double>> points, double target);
 
-/// The x in [low, high] at which the monotone `falls` comes down to `target`, by bisection of log x.
+/// The x in [low, high] at which the monotone `falls` comes down to `target`, by bisection of log
+/// x.
 double FindFalling(double low, double high, double target,
                    const std::function<double(double)>& falls);
 

@@ -26,7 +26,8 @@ double Total(const IntegerCounts& counts) {
 double Beyond(const IntegerCounts& counts, int reach) {
   double sum = 0;
   for (int value = reach + 1; value <= kMaxInteger; ++value) {
-    sum += counts[static_cast<size_t>(kMaxInteger + value)] + counts[static_cast<size_t>(kMaxInteger - value)];
+    sum += counts[static_cast<size_t>(kMaxInteger + value)] +
+           counts[static_cast<size_t>(kMaxInteger - value)];
   }
   return sum;
 }
@@ -56,74 +57,93 @@ SymbolTable MakeTable(const IntegerCounts& sum, int reach) {
           FrequencyTable::FromCounts(counts, kvstore::codec::kSymbolBits).value()};
 }
 
-/// The distributions of one class, and their tables.
+/// Bits of each integer, those that the table lacks included.
+std::vector<float> CostsOf(const SymbolTable& table) {
+  const auto frequencies = table.frequencies.frequencies();
+  const int n_values = static_cast<int>(table.escape());
+  std::vector<float> costs;
+  for (int value = -kMaxInteger; value <= kMaxInteger; ++value) {
+    const int symbol = value - table.lowest;
+    const bool escapes = symbol < 0 || symbol >= n_values;
+    const size_t at = escapes ? table.escape() : static_cast<size_t>(symbol);
+    costs.push_back(static_cast<float>(kvstore::codec::kSymbolBits - std::log2(frequencies[at]) +
+                                       (escapes ? kEscapedBits : 0)));
+  }
+  return costs;
+}
+
+/// The tables of one class of distributions.
 class Cluster {
  public:
-  Cluster(std::span<const IntegerCounts> all, std::vector<size_t> members, int reach)
-      : all_(all), members_(std::move(members)), reach_(reach) {}
+  explicit Cluster(int reach) : reach_(reach) {}
 
-  std::vector<SymbolTable> Fit(size_t n_tables) {
-    std::vector<double> bits(all_.size());
-    for (const size_t i : members_) bits[i] = EntropyBits(all_[i]);
-    std::stable_sort(members_.begin(), members_.end(),
+  const std::vector<SymbolTable>& tables() const { return tables_; }
+
+  /// `members`: indices into `all`.
+  void Fit(std::span<const IntegerCounts> all, std::vector<size_t> members, size_t n_tables) {
+    std::vector<double> bits(all.size());
+    for (const size_t i : members) bits[i] = EntropyBits(all[i]);
+    std::stable_sort(members.begin(), members.end(),
                      [&bits](size_t a, size_t b) { return bits[a] < bits[b]; });
-    n_tables = std::min(n_tables, members_.size());
-    std::vector<size_t> group(members_.size());
-    for (size_t i = 0; i < group.size(); ++i) group[i] = i * n_tables / group.size();
-    std::vector<SymbolTable> tables = Centres(group, n_tables);
+    // A sample says as much as all: neighbours are alike.
+    const size_t n = std::min(members.size(), kSample);
+    for (size_t i = 0; i < n; ++i) members[i] = members[i * members.size() / n];
+    members.resize(n);
+    n_tables = std::min(n_tables, n);
+    std::vector<size_t> group(n);
+    for (size_t i = 0; i < n; ++i) group[i] = i * n_tables / n;
+    SetCentres(all, members, group, n_tables);
     for (int round = 0; round < kRounds; ++round) {
-      for (size_t i = 0; i < group.size(); ++i) group[i] = Cheapest(tables, all_[members_[i]]);
-      tables = Centres(group, tables.size());
+      for (size_t i = 0; i < n; ++i) group[i] = Cheapest(all[members[i]]);
+      SetCentres(all, members, group, tables_.size());
     }
-    return tables;
   }
 
-  static size_t Cheapest(std::span<const SymbolTable> tables, const IntegerCounts& counts) {
+  size_t Cheapest(const IntegerCounts& counts) const {
+    const auto low = static_cast<size_t>(kMaxInteger - reach_),
+               high = static_cast<size_t>(kMaxInteger + reach_);
+    const double beyond = Beyond(counts, reach_);
     size_t best = 0;
     double lowest = HUGE_VAL;
-    for (size_t i = 0; i < tables.size(); ++i) {
-      const double cost = CostBits(tables[i], counts);
-      if (cost < lowest) lowest = cost, best = i;
+    for (size_t i = 0; i < costs_.size(); ++i) {
+      const float* const costs = costs_[i].data();
+      double bits = reach_ < kMaxInteger ? beyond * costs[0] : 0;
+      for (size_t v = low; v <= high; ++v) bits += double{counts[v]} * costs[v];
+      if (bits < lowest) lowest = bits, best = i;
     }
     return best;
   }
 
  private:
-  std::vector<SymbolTable> Centres(std::span<const size_t> group, size_t n_tables) const {
+  static constexpr size_t kSample = 2048;
+
+  void SetCentres(std::span<const IntegerCounts> all, std::span<const size_t> members,
+                  std::span<const size_t> group, size_t n_tables) {
     std::vector<IntegerCounts> sums(n_tables, IntegerCounts{});
     for (size_t i = 0; i < group.size(); ++i) {
-      const IntegerCounts& counts = all_[members_[i]];
-      const double total = Total(counts);
-      for (size_t v = 0; v < counts.size(); ++v) sums[group[i]][v] += static_cast<float>(counts[v] / total);
+      const IntegerCounts& counts = all[members[i]];
+      const auto total = static_cast<float>(Total(counts));
+      for (size_t v = 0; v < counts.size(); ++v) sums[group[i]][v] += counts[v] / total;
     }
-    std::vector<SymbolTable> tables;
+    tables_.clear();
+    costs_.clear();
     for (const IntegerCounts& sum : sums) {
-      if (Total(sum) > 0) tables.push_back(MakeTable(sum, reach_));
+      if (Total(sum) == 0) continue;
+      tables_.push_back(MakeTable(sum, reach_));
+      costs_.push_back(CostsOf(tables_.back()));
     }
-    return tables;
   }
 
-  std::span<const IntegerCounts> all_;
-  std::vector<size_t> members_;
   const int reach_;
+  std::vector<SymbolTable> tables_;
+  std::vector<std::vector<float>> costs_;  // of each table
 };
 
 }  // namespace
 
 double CostBits(const SymbolTable& table, const IntegerCounts& counts) {
-  const auto frequencies = table.frequencies.frequencies();
-  const int n_values = static_cast<int>(table.escape());
-  double bits = 0;
-  for (int value = -kMaxInteger; value <= kMaxInteger; ++value) {
-    const double count = counts[static_cast<size_t>(kMaxInteger + value)];
-    if (count == 0) continue;
-    const int symbol = value - table.lowest;
-    const bool escapes = symbol < 0 || symbol >= n_values;
-    const uint16_t frequency = frequencies[escapes ? table.escape() : static_cast<size_t>(symbol)];
-    bits += count * (kvstore::codec::kSymbolBits - std::log2(static_cast<double>(frequency)) +
-                     (escapes ? kEscapedBits : 0));
-  }
-  return bits;
+  const std::vector<float> costs = CostsOf(table);
+  return std::inner_product(counts.begin(), counts.end(), costs.begin(), 0.0);
 }
 
 TableLibrary BuildTables(std::span<const IntegerCounts> distributions, size_t max_tables) {
@@ -136,11 +156,12 @@ TableLibrary BuildTables(std::span<const IntegerCounts> distributions, size_t ma
     // Each class has two tables for certain, and shares the rest by its size.
     const size_t spare = max_tables - 2 * classes.size();
     const size_t n_tables = 2 + spare * classes[c].size() / distributions.size();
-    const auto tables = Cluster(distributions, classes[c], kReaches[c]).Fit(n_tables);
+    Cluster cluster(kReaches[c]);
+    cluster.Fit(distributions, classes[c], n_tables);
     const size_t first = library.tables.size();
-    library.tables.insert(library.tables.end(), tables.begin(), tables.end());
+    library.tables.insert(library.tables.end(), cluster.tables().begin(), cluster.tables().end());
     for (const size_t i : classes[c]) {
-      library.assigned[i] = static_cast<uint8_t>(first + Cluster::Cheapest(tables, distributions[i]));
+      library.assigned[i] = static_cast<uint8_t>(first + cluster.Cheapest(distributions[i]));
     }
   }
   return library;

@@ -17,9 +17,9 @@ struct TableLibrary {
   std::vector<uint8_t> assigned;
 };
 
-/// At most `max_tables` tables for these distributions, by k-means in which the distance is the code
-/// length. A distribution that (nearly) fits the narrow tables that decoders are fastest with gets
-/// one. Deterministic. REQUIRES: 8 <= max_tables <= kMaxTables; no distribution is empty.
+/// At most `max_tables` tables for these distributions, by k-means in which the distance is the
+/// code length. A distribution that (nearly) fits the narrow tables that decoders are fastest with
+/// gets one. Deterministic. REQUIRES: 8 <= max_tables <= kMaxTables; no distribution is empty.
 TableLibrary BuildTables(std::span<const IntegerCounts> distributions, size_t max_tables);
 
 /// Bits that the counts cost with a table: what it lacks costs the escape and 16 bits.

@@ -64,7 +64,8 @@ uint32_t ReadSums(const std::vector<uint8_t>* record, std::vector<std::vector<Su
   return windows;
 }
 
-void Count(std::span<const int16_t> integers, std::span<const uint32_t> from, IntegerCounts& counts) {
+void Count(std::span<const int16_t> integers, std::span<const uint32_t> from,
+           IntegerCounts& counts) {
   for (size_t t = 0; t < from.size(); ++t) {
     const int value = from[t] == t ? integers[t] : integers[t] - integers[from[t]];
     ++counts[static_cast<size_t>(std::clamp(value, -kMaxInteger, kMaxInteger) + kMaxInteger)];
@@ -80,9 +81,8 @@ std::vector<uint32_t> Sources(Prediction prediction, uint32_t n_tokens) {
 
 /// A block's counts with each prediction.
 struct Alternatives {
-  std::array<BlockCounts, 3> counts = {{{Prediction::kNone, {}},
-                                        {Prediction::kPrevious, {}},
-                                        {Prediction::kAnchor, {}}}};
+  std::array<BlockCounts, 3> counts = {
+      {{Prediction::kNone, {}}, {Prediction::kPrevious, {}}, {Prediction::kAnchor, {}}}};
 
   const BlockCounts& Best() const {
     const BlockCounts* best = &counts[0];
@@ -191,7 +191,7 @@ absl::StatusOr<BlockHistograms> TextStatistics::MeasureHistograms(
 }
 
 absl::StatusOr<std::vector<LevelCounts>> TextStatistics::CountIntegers(
-    std::shared_ptr<const Profile> profile) {
+    std::shared_ptr<const Profile> profile, std::optional<Prediction> prediction) {
   ASSIGN_OR_RETURN(ChunkAnalyser analyser, NewAnalyser(profile));
   // [level][plane][block].
   std::vector<std::vector<std::vector<Alternatives>>> alternatives(kvstore::codec::kLossyLevels);
@@ -228,7 +228,10 @@ absl::StatusOr<std::vector<LevelCounts>> TextStatistics::CountIntegers(
     for (size_t p = 0; p < alternatives[l].size(); ++p) {
       levels[l].steps.push_back(profile->levels[l]->planes[p].step);
       auto& blocks = levels[l].blocks.emplace_back();
-      for (const Alternatives& block : alternatives[l][p]) blocks.push_back(block.Best());
+      for (const Alternatives& block : alternatives[l][p]) {
+        blocks.push_back(prediction ? block.counts[static_cast<size_t>(*prediction)]
+                                    : block.Best());
+      }
     }
   }
   return levels;

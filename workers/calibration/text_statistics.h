@@ -18,12 +18,12 @@
 
 namespace tandem::workers {
 
-using BlockMoments = std::vector<std::vector<Moments>>;              // [plane][block]
+using BlockMoments = std::vector<std::vector<Moments>>;                 // [plane][block]
 using BlockHistograms = std::vector<std::vector<ComponentHistograms>>;  // [plane][block]
 
-/// Takes all windows of the replayer. Not thread-safe. Statistics go to the journal, also what there
-/// is when the meter stops them; then the status is CANCELLED. Other errors are Replayer's and
-/// the codec's.
+/// Takes all windows of the replayer. Not thread-safe. Statistics go to the journal, also what
+/// there is when the meter stops them; then the status is CANCELLED. Other errors are Replayer's
+/// and the codec's.
 class TextStatistics {
  public:
   /// All must outlive this object.
@@ -35,9 +35,11 @@ class TextStatistics {
   /// Of the components that `blocks` make of the values that `moments` are of.
   absl::StatusOr<BlockHistograms> MeasureHistograms(
       const std::vector<std::vector<kvstore::codec::Block>>& blocks, const BlockMoments& moments);
-  /// Of every level of `profile`, with the prediction that saves most for each block. Not journalled.
+  /// Of every level of `profile`, with the prediction that saves most for each block, or with
+  /// `prediction` for all. Not journalled.
   absl::StatusOr<std::vector<LevelCounts>> CountIntegers(
-      std::shared_ptr<const kvstore::codec::Profile> profile);
+      std::shared_ptr<const kvstore::codec::Profile> profile,
+      std::optional<kvstore::codec::Prediction> prediction);
 
  private:
   absl::StatusOr<kvstore::codec::ChunkAnalyser> NewAnalyser(

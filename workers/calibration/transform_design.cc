@@ -37,11 +37,13 @@ Block Quantise(const Eigen::VectorXd& mean, const Eigen::MatrixXd& matrix, uint3
   Block block{.first_channel = first_channel, .n_channels = static_cast<uint32_t>(n)};
   block.basis.resize(static_cast<size_t>(n * n));
   for (Eigen::Index c = 0; c < n; ++c) {
-    const double scale = std::max(matrix.row(c).cwiseAbs().maxCoeff() / kvstore::codec::kMaxBasis, 1e-30);
+    const double scale =
+        std::max(matrix.row(c).cwiseAbs().maxCoeff() / kvstore::codec::kMaxBasis, 1e-30);
     block.mean.push_back(static_cast<float>(mean[c]));
     block.scale.push_back(static_cast<float>(scale));
     for (Eigen::Index j = 0; j < n; ++j) {
-      block.basis[static_cast<size_t>(c * n + j)] = static_cast<int8_t>(std::lround(matrix(c, j) / scale));
+      block.basis[static_cast<size_t>(c * n + j)] =
+          static_cast<int8_t>(std::lround(matrix(c, j) / scale));
     }
   }
   return block;
@@ -74,9 +76,16 @@ Eigen::MatrixXd BlockMetric(const Sensitivity& sensitivity, const Rope& rope,
   return metric;
 }
 
-Block DesignBlock(const Moments& moments, const Eigen::MatrixXd& metric, uint32_t first_channel) {
-  const Eigen::Index n = metric.rows();
-  Eigen::MatrixXd covariance = moments.Covariance();
+Block DesignBlock(const Moments& moments, const Eigen::MatrixXd& full_metric, uint32_t first_channel,
+                  uint32_t mixed) {
+  const Eigen::Index n = full_metric.rows();
+  const auto within = [mixed](const Eigen::MatrixXd& matrix) {
+    return Eigen::MatrixXd::NullaryExpr(matrix.rows(), matrix.cols(), [&](auto a, auto b) {
+      return a / mixed == b / mixed ? matrix(a, b) : 0;
+    });
+  };
+  const Eigen::MatrixXd metric = within(full_metric);
+  Eigen::MatrixXd covariance = within(moments.Covariance());
   const double spread = std::max(covariance.trace() / static_cast<double>(n), 1e-30);
   covariance += kCovarianceFloor * spread * Eigen::MatrixXd::Identity(n, n);
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solved(metric);
@@ -93,7 +102,8 @@ Eigen::MatrixXd ForwardMatrix(const Block& block) {
   for (Eigen::Index c = 0; c < n; ++c) {
     const auto row = static_cast<size_t>(c);
     for (Eigen::Index j = 0; j < n; ++j) {
-      matrix(c, j) = double{block.scale[row]} * block.basis[row * block.n_channels + static_cast<size_t>(j)];
+      matrix(c, j) =
+          double{block.scale[row]} * block.basis[row * block.n_channels + static_cast<size_t>(j)];
     }
   }
   return matrix.inverse();

@@ -22,9 +22,10 @@ Eigen::MatrixXd BlockMetric(const Sensitivity& sensitivity, const kvstore::Rope&
                             uint32_t first_channel, uint32_t n_channels);
 
 /// The block whose components are uncorrelated, the strongest first, and whose unit steps all do
-/// the same harm. REQUIRES: moments.count() > 0, metric of its size.
+/// the same harm. Only channels of the same `mixed` (all, a head's, 1) are mixed with each other.
+/// REQUIRES: moments.count() > 0, metric of its size, mixed > 0.
 kvstore::codec::Block DesignBlock(const Moments& moments, const Eigen::MatrixXd& metric,
-                                  uint32_t first_channel);
+                                  uint32_t first_channel, uint32_t mixed);
 
 /// From values minus mean to components in units of the step 1: the inverse of scale × basis.
 Eigen::MatrixXd ForwardMatrix(const kvstore::codec::Block& block);

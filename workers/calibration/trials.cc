@@ -1,7 +1,9 @@
 #include "workers/calibration/trials.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -16,6 +18,19 @@ using kvstore::codec::ByteWriter;
 using kvstore::codec::Codec;
 using kvstore::codec::Level;
 using kvstore::codec::Profile;
+
+/// A codec's streams in as many threads as the engine has; it waits meanwhile.
+kvstore::codec::ParallelFor InThreads(uint32_t n_threads) {
+  return [n_threads](size_t n, const std::function<void(size_t)>& body) {
+    std::atomic<size_t> next = 0;
+    const auto work = [&] {
+      for (size_t i = next++; i < n; i = next++) body(i);
+    };
+    std::vector<std::jthread> others;
+    for (size_t t = 1; t < std::min<size_t>(n_threads, n); ++t) others.emplace_back(work);
+    work();
+  };
+}
 
 std::vector<Level> LevelsOf(const Profile& profile) {
   std::vector<Level> levels;
@@ -52,7 +67,9 @@ std::vector<std::span<const uint8_t>> PlanesOf(const kvstore::KvLayout& layout,
 
 uint64_t ElementsPerToken(const kvstore::KvLayout& layout) {
   uint64_t elements = 0;
-  for (const auto& plane : layout.planes) elements += plane.row_bytes / (plane.type == "f32" ? 4 : 2);
+  for (const auto& plane : layout.planes) {
+    elements += plane.row_bytes / (plane.type == "f32" ? 4 : 2);
+  }
   return elements;
 }
 
@@ -68,11 +85,12 @@ absl::StatusOr<Codec> Trials::NewCodec(std::shared_ptr<const Profile> profile) c
 absl::StatusOr<Trials::Outcome> Trials::TryLevel(const Codec& codec, Level level) {
   Outcome outcome;
   const auto encoded_elements = static_cast<double>(ElementsPerToken(codec.layout()));
+  const auto parallel = InThreads(replayer_.engine().options().threads);
   const auto round_trip = [&](const KvChunk& chunk) -> absl::StatusOr<KvChunk> {
-    ASSIGN_OR_RETURN(const auto bytes, codec.Encode(chunk, {.level = level}));
+    ASSIGN_OR_RETURN(const auto bytes, codec.Encode(chunk, {.level = level}, parallel));
     outcome.encoded_bits += 8.0 * static_cast<double>(bytes.size());
     outcome.elements += encoded_elements * chunk.n_tokens;
-    return codec.Decode(bytes);
+    return codec.Decode(bytes, parallel);
   };
   ASSIGN_OR_RETURN(outcome.score, replayer_.Score(round_trip));
   return outcome;
@@ -87,8 +105,9 @@ absl::StatusOr<std::vector<Trials::Outcome>> Trials::TryWindow(std::string_view 
   if (const auto* known = journal_.Find(name)) {
     for (ByteReader in(*known); !in.rest().empty();) {
       Outcome& outcome = outcomes.emplace_back();
-      for (double* value : {&outcome.encoded_bits, &outcome.elements, &outcome.score.kl,
-                            &outcome.score.log_likelihood, &outcome.score.unchanged_log_likelihood}) {
+      for (double* value :
+           {&outcome.encoded_bits, &outcome.elements, &outcome.score.kl,
+            &outcome.score.log_likelihood, &outcome.score.unchanged_log_likelihood}) {
         *value = in.Read<double>();
       }
       outcome.score.top1_agreements = in.Read<uint32_t>();
@@ -106,8 +125,9 @@ absl::StatusOr<std::vector<Trials::Outcome>> Trials::TryWindow(std::string_view 
     for (const Level level : LevelsOf(*codec.profile())) {
       RETURN_IF_ERROR(Meter(stage, 1));
       ASSIGN_OR_RETURN(const Outcome outcome, TryLevel(codec, level));
-      for (const double value : {outcome.encoded_bits, outcome.elements, outcome.score.kl,
-                                 outcome.score.log_likelihood, outcome.score.unchanged_log_likelihood}) {
+      for (const double value :
+           {outcome.encoded_bits, outcome.elements, outcome.score.kl, outcome.score.log_likelihood,
+            outcome.score.unchanged_log_likelihood}) {
         out.Write(value);
       }
       out.Write(outcome.score.top1_agreements);
@@ -157,18 +177,20 @@ absl::StatusOr<std::vector<double>> Trials::TryGroups(std::string_view stage, ui
   }
   RETURN_IF_ERROR(Meter(stage, 1));
   RETURN_IF_ERROR(replayer_.LoadWindow(window));
+  const auto parallel = InThreads(replayer_.engine().options().threads);
   std::vector<double> kls;
   for (const Level level : LevelsOf(*codec.profile())) {
     std::vector<KvChunk> coded;
     for (const KvChunk& chunk : replayer_.chunks()) {
-      ASSIGN_OR_RETURN(const auto bytes, codec.Encode(chunk, {.level = level}));
-      ASSIGN_OR_RETURN(coded.emplace_back(), codec.Decode(bytes));
+      ASSIGN_OR_RETURN(const auto bytes, codec.Encode(chunk, {.level = level}, parallel));
+      ASSIGN_OR_RETURN(coded.emplace_back(), codec.Decode(bytes, parallel));
     }
     for (const std::vector<size_t>& group : groups) {
       RETURN_IF_ERROR(Meter(stage, 1));
       ASSIGN_OR_RETURN(const WindowScore score,
                        replayer_.Score([&](const KvChunk& chunk) -> absl::StatusOr<KvChunk> {
-                         const size_t index = static_cast<size_t>(&chunk - replayer_.chunks().data());
+                         const size_t index =
+                             static_cast<size_t>(&chunk - replayer_.chunks().data());
                          return Mix(codec.layout(), chunk, coded[index], group);
                        }));
       kls.push_back(score.kl / replayer_.options().continuation_tokens);
@@ -184,7 +206,8 @@ absl::StatusOr<std::vector<std::vector<double>>> Trials::RunAlone(
     std::string_view stage, std::span<const uint32_t> windows,
     std::shared_ptr<const Profile> profile, std::span<const std::vector<size_t>> groups) {
   ASSIGN_OR_RETURN(const Codec codec, NewCodec(profile));
-  std::vector<std::vector<double>> mean(LevelsOf(*profile).size(), std::vector<double>(groups.size(), 0));
+  std::vector<std::vector<double>> mean(LevelsOf(*profile).size(),
+                                        std::vector<double>(groups.size(), 0));
   for (const uint32_t window : windows) {
     ASSIGN_OR_RETURN(const auto kls, TryGroups(stage, window, codec, groups));
     for (size_t i = 0; i < kls.size(); ++i) {

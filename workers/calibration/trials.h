@@ -62,8 +62,7 @@ class Trials {
       std::shared_ptr<const kvstore::codec::Profile> profile) const;
   absl::StatusOr<std::vector<Outcome>> TryWindow(std::string_view stage, uint32_t window,
                                                  std::span<const kvstore::codec::Codec> codecs);
-  absl::StatusOr<Outcome> TryLevel(const kvstore::codec::Codec& codec,
-                                   kvstore::codec::Level level);
+  absl::StatusOr<Outcome> TryLevel(const kvstore::codec::Codec& codec, kvstore::codec::Level level);
   absl::StatusOr<std::vector<double>> TryGroups(std::string_view stage, uint32_t window,
                                                 const kvstore::codec::Codec& codec,
                                                 std::span<const std::vector<size_t>> groups);

@@ -89,7 +89,8 @@ void AddGrams(const Eigen::MatrixXf& rows, Eigen::Index dim, std::vector<Eigen::
 std::vector<float> Flat(const std::vector<Eigen::MatrixXd>& grams) {
   std::vector<float> flat;
   for (const Eigen::MatrixXd& gram : grams) {
-    for (Eigen::Index i = 0; i < gram.size(); ++i) flat.push_back(static_cast<float>(gram.data()[i]));
+    for (Eigen::Index i = 0; i < gram.size(); ++i)
+      flat.push_back(static_cast<float>(gram.data()[i]));
   }
   return flat;
 }
@@ -109,8 +110,9 @@ absl::StatusOr<std::vector<std::vector<float>>> OutputGrams(const Model& model,
       std::vector<Eigen::MatrixXd> grams(layer.n_kv_heads, Eigen::MatrixXd::Zero(dim, dim));
       ASSIGN_OR_RETURN(const bool found,
                        file.ForRows(absl::StrCat("blk.", numbers[i], ".attn_output.weight"),
-                                    dim * layer.n_kv_heads,
-                                    [&](const Eigen::MatrixXf& rows) { AddGrams(rows, dim, grams); }));
+                                    dim * layer.n_kv_heads, [&](const Eigen::MatrixXf& rows) {
+                                      AddGrams(rows, dim, grams);
+                                    }));
       if (found) all[i] = Flat(grams);
     }
   }

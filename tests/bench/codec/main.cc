@@ -203,7 +203,9 @@ int Main() {
   const auto model = Must(workers::Model::Load({.path = absl::GetFlag(FLAGS_model)}));
   kvstore::KvLayout layout;
   kvstore::KvGeometry geometry;
-  const std::vector<KvChunk> chunks = RealChunks(model, layout, geometry);
+  std::vector<KvChunk> chunks;
+  // In a thread of its own, because libllama may bind the calling thread to a core.
+  std::thread([&] { chunks = RealChunks(model, layout, geometry); }).join();
   const std::string file = ReadFile(absl::GetFlag(FLAGS_profile));
   auto profile = std::make_shared<const kvstore::codec::Profile>(Must(
       kvstore::codec::ParseProfile({reinterpret_cast<const uint8_t*>(file.data()), file.size()})));

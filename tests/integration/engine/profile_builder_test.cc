@@ -9,6 +9,7 @@
 
 #include "kvstore/codec/codec.h"
 #include "tests/integration/engine/engine_fixture.h"
+#include "tests/support/tiny_model.h"
 #include "workers/engine/geometry.h"
 
 namespace tandem::workers {
@@ -26,15 +27,17 @@ class ProfileBuilderTest : public testing::Test {
   ProfileBuilderTest() : partial_(testing::TempDir() + std::to_string(getpid()) + "-partial") {}
   ~ProfileBuilderTest() override { std::filesystem::remove(partial_); }
 
-  /// Stops at the `stop_at`-th report of progress.
-  absl::StatusOr<Profile> Build(int stop_at = -1, const EngineOptions& engine = {}) {
+  /// Stops when so much is done.
+  absl::StatusOr<Profile> Build(uint64_t stop_at = UINT64_MAX, const EngineOptions& engine = {}) {
     ProfileOptions options{.replay = kSmall, .partial_path = partial_};
     stages_.clear();
     reports_ = 0;
     options.progress = [&](const ProfileProgress& progress) {
       EXPECT_LE(progress.done, progress.total);
       stages_.insert(std::string(progress.stage));
-      return reports_++ != stop_at;
+      ++reports_;
+      total_ = progress.total;
+      return progress.done < stop_at;
     };
     return BuildProfile(DemoModel(), DemoModel()->Detokenize(Prompt(400)), options, engine);
   }
@@ -42,6 +45,7 @@ class ProfileBuilderTest : public testing::Test {
   const std::string partial_;
   std::set<std::string> stages_;
   int reports_ = 0;
+  uint64_t total_ = 0;
 };
 
 TEST_F(ProfileBuilderTest, MakesAUsableProfile) {
@@ -75,7 +79,7 @@ TEST_F(ProfileBuilderTest, GoesOnWhereItWasStopped) {
   ASSERT_TRUE(whole.ok()) << whole.status();
   const int all = reports_;
   // In the statistics, in the search, in the measurement.
-  for (const int stop_at : {1, all / 2, all - 2}) {
+  for (const uint64_t stop_at : {uint64_t{1}, total_ / 2, total_ - 2}) {
     EXPECT_EQ(Build(stop_at).status().code(), absl::StatusCode::kCancelled);
     EXPECT_TRUE(std::filesystem::exists(partial_));
   }
@@ -89,7 +93,21 @@ TEST_F(ProfileBuilderTest, WithoutFlashAttentionValuesLieByChannel) {
   EngineOptions engine;
   engine.flash_attention = false;
   engine.k_type = "f32";
-  EXPECT_TRUE(Build(-1, engine).ok());
+  EXPECT_TRUE(Build(UINT64_MAX, engine).ok());
+}
+
+TEST_F(ProfileBuilderTest, OfOtherShapes) {
+  const std::string path = testing::TempDir() + std::to_string(getpid()) + "-shape.gguf";
+  for (const auto kind : {testing_models::TinyKind::kHalves, testing_models::TinyKind::kMixed}) {
+    ASSERT_OK(testing_models::WriteTinyModel(kind, DemoModelPath(), path));
+    const auto model = Model::Load({.path = path});
+    ASSERT_TRUE(model.ok()) << model.status();
+    const auto profile =
+        BuildProfile(*model, DemoModel()->Detokenize(Prompt(400)), {.replay = kSmall}, {});
+    ASSERT_TRUE(profile.ok()) << profile.status();
+    for (const auto& level : profile->levels) EXPECT_LT(level->measured.bits_per_element, 16);
+  }
+  std::filesystem::remove(path);
 }
 
 TEST_F(ProfileBuilderTest, SaysWhatIsImpossible) {
@@ -98,7 +116,7 @@ TEST_F(ProfileBuilderTest, SaysWhatIsImpossible) {
   EXPECT_THAT(std::string(short_text.status().message()), HasSubstr("it has 4 tokens"));
   EngineOptions quantised;
   quantised.k_type = "q8_0";
-  const auto profile = Build(-1, quantised);
+  const auto profile = Build(UINT64_MAX, quantised);
   EXPECT_EQ(profile.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(profile.status().message()), HasSubstr("q8_0"));
 }
