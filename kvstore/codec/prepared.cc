@@ -117,10 +117,11 @@ void PrepareForward(const Profile& profile, const Block& block, const std::vecto
   out.forward_mean.assign(padded, 0);
   out.to_fixed.assign(padded, 0);
   for (size_t c = 0; c < n; ++c) {
+    // Components that are not coded are there all the same: they hardly ever round to 1.
     double variance = 1e-12;
-    for (size_t j = 0; j < coded; ++j) {
+    for (size_t j = 0; j < n; ++j) {
       const double b = block.basis[c * n + j];
-      variance += b * b * (Variance(profile.tables[out.tables[j]]) + 0.1);
+      variance += b * b * (j < coded ? Variance(profile.tables[out.tables[j]]) + 0.1 : 0.25);
     }
     out.forward_mean[c] = block.mean[c];
     out.to_fixed[c] =

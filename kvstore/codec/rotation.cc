@@ -29,9 +29,9 @@ ChunkAngles Rotations::At(uint32_t first_position, uint32_t n_tokens) const {
     for (size_t tile = 0; tile < tiles; ++tile) {
       const size_t offset = tile % kTiles * kTileTokens;
       if (offset == 0) {
-        const double base = static_cast<double>(radians_[pair]) *
-                            (static_cast<double>(first_position) +
-                             static_cast<double>(tile * kTileTokens));
+        const double base =
+            static_cast<double>(radians_[pair]) *
+            (static_cast<double>(first_position) + static_cast<double>(tile * kTileTokens));
         c = static_cast<float>(std::cos(base));
         s = static_cast<float>(std::sin(base));
       }

@@ -51,12 +51,9 @@ class Meter {
   uint64_t done_ = 0;
 };
 
-absl::StatusOr<std::vector<std::vector<Block>>> DesignTransforms(const Replayer& replayer,
-                                                                 const KvGeometry& geometry,
-                                                                 std::string_view text,
-                                                                 const EngineOptions& settings,
-                                                                 const BlockMoments& moments,
-                                                              const Ablation& ablation) {
+absl::StatusOr<std::vector<std::vector<Block>>> DesignTransforms(
+    const Replayer& replayer, const KvGeometry& geometry, std::string_view text,
+    const EngineOptions& settings, const BlockMoments& moments, const Ablation& ablation) {
   const Model& model = replayer.engine().model();
   std::vector<int32_t> tokens = model.Tokenize(text, /*add_special=*/false);
   if (const auto bos = model.BeginOfText()) tokens.insert(tokens.begin(), *bos);
@@ -125,7 +122,8 @@ absl::StatusOr<Profile> BuildProfile(std::shared_ptr<const Model> model, std::st
 
   Profile base{.model_fingerprint = model->fingerprint(), .geometry = geometry};
   ASSIGN_OR_RETURN(const BlockMoments moments, statistics.MeasureMoments());
-  ASSIGN_OR_RETURN(base.planes, DesignTransforms(*replayer, geometry, text, settings, moments, options.ablation));
+  ASSIGN_OR_RETURN(base.planes, DesignTransforms(*replayer, geometry, text, settings, moments,
+                                                 options.ablation));
   ASSIGN_OR_RETURN(const BlockHistograms histograms,
                    statistics.MeasureHistograms(base.planes, moments));
   LevelSearch search(trials, base, histograms, n_windows, options.ablation);

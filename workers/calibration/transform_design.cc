@@ -76,8 +76,8 @@ Eigen::MatrixXd BlockMetric(const Sensitivity& sensitivity, const Rope& rope,
   return metric;
 }
 
-Block DesignBlock(const Moments& moments, const Eigen::MatrixXd& full_metric, uint32_t first_channel,
-                  uint32_t mixed) {
+Block DesignBlock(const Moments& moments, const Eigen::MatrixXd& full_metric,
+                  uint32_t first_channel, uint32_t mixed) {
   const Eigen::Index n = full_metric.rows();
   const auto within = [mixed](const Eigen::MatrixXd& matrix) {
     return Eigen::MatrixXd::NullaryExpr(matrix.rows(), matrix.cols(), [&](auto a, auto b) {

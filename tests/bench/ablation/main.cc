@@ -17,6 +17,7 @@
 ABSL_FLAG(std::string, model, "models/demo-q8_0.gguf", "Whose KV");
 ABSL_FLAG(std::string, text, "", "What the model reads, some 40,000 tokens");
 ABSL_FLAG(uint32_t, windows, 12, "Contexts of 1,536 tokens of it");
+ABSL_FLAG(std::string, only, "", "Only variants whose name contains this, besides the whole");
 ABSL_FLAG(std::string, json, "", "Write the figures there");
 
 namespace tandem::bench {
@@ -103,6 +104,10 @@ int Main() {
               "without");
   for (const double loss : kLosses) std::printf("%9.4f       ", loss);
   std::printf("\n");
+  const std::string only = absl::GetFlag(FLAGS_only);
+  std::erase_if(variants, [&, first = &variants[0]](const Variant& variant) {
+    return &variant != first && std::string(variant.name).find(only) == std::string::npos;
+  });
   for (Variant& variant : variants) {
     Measure(variant, *model, text);
     std::printf("%-30s", variant.name);

@@ -151,7 +151,8 @@ TEST(Codec, ABlockDoesNotSeeTheOneBefore) {
     for (uint32_t t = 1; t < 64; ++t) {
       for (uint32_t c = 96; c < 144; ++c) {
         const size_t at = ElementAt(model, 64, 0, t, c);
-        ASSERT_EQ(GetElement("f16", &a.bytes[at]), GetElement("f16", &b.bytes[at])) << t << " " << c;
+        ASSERT_EQ(GetElement("f16", &a.bytes[at]), GetElement("f16", &b.bytes[at]))
+            << t << " " << c;
       }
     }
   }
@@ -220,6 +221,29 @@ TEST(Codec, TokensThatNoLevelCanHoldAreKeptExact) {
     }
     EXPECT_FALSE(SameToken(model, chunk, *decoded, 7));
   }
+}
+
+TEST(Codec, WhatIsNotCodedDoesNotMakeTokensExact) {
+  // A level of one coded component, of a basis that mixes nothing: all other channels are lost, as
+  // asked for, and not kept exact for having left the range of what is coded.
+  const TestModel model = MakeModel(1, 1, 32);
+  Profile profile = *MakeProfile(model, 14);
+  for (auto& blocks : profile.planes) {
+    for (Block& block : blocks) {
+      for (size_t i = 0; i < block.basis.size(); ++i) block.basis[i] = i % 33 == 0 ? 63 : 0;
+    }
+  }
+  for (auto& plane : profile.levels[0]->planes) {
+    plane.step = 4;  // a step of 5, of values with a spread of 2
+    for (auto& block : plane.blocks) block.tables.resize(1);
+  }
+  const std::string file = SerializeProfile(profile);
+  const auto read = std::make_shared<const Profile>(
+      *ParseProfile({reinterpret_cast<const uint8_t*>(file.data()), file.size()}));
+  const KvChunk chunk = MakeChunk(model, 10, 256, 17);
+  const auto encoded = Make(model, read).Encode(chunk, {.level = Level::kQ1});
+  ASSERT_TRUE(encoded.ok()) << encoded.status();
+  EXPECT_LT(encoded->size() * 8.0 / (2 * 256 * 32), 1.0);
 }
 
 TEST(Codec, OutliersAreEscapedAndStayNear) {
