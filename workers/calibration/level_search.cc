@@ -17,7 +17,7 @@ using kvstore::codec::Profile;
 constexpr size_t kMaxGroups = 32;
 constexpr uint32_t kSomeWindows = 8, kFewWindows = 4;
 /// Bits an element, as predicted, at which families of steps are compared …
-constexpr std::array kTriedBits = {3.0, 2.2, 1.6, 1.2, 0.85, 0.6, 0.42, 0.28};
+constexpr std::array kTriedBits = {5.0, 3.0, 2.2, 1.6, 1.2, 0.85, 0.6, 0.42, 0.28};
 /// … and at which each plane's harm is measured. The first is so fine that it does none: what is
 /// measured there is how far the engine's own rounding carries any change at all.
 constexpr std::array kHarmBits = {4.0, 0.7, 0.2};

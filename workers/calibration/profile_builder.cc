@@ -1,5 +1,6 @@
 #include "workers/calibration/profile_builder.h"
 
+#include <spdlog/spdlog.h>
 #include <xxhash.h>
 
 #include "absl/strings/str_cat.h"
@@ -82,8 +83,14 @@ absl::StatusOr<std::vector<std::vector<Block>>> DesignTransforms(
   return planes;
 }
 
-/// The profile's true rate and loss, over all windows.
-absl::Status Measure(Trials& trials, uint32_t n_windows, Profile& profile) {
+/// A level that costs so many times what it promises is none. The search comes closer than this,
+/// unless no step that it may choose is fine enough.
+constexpr double kTolerance = 2;
+
+/// The profile's true rate and loss, over all windows. Levels that do not keep their promise are
+/// left out.
+absl::Status Measure(Trials& trials, uint32_t n_windows, const ProfileOptions& options,
+                     Profile& profile) {
   std::vector<uint32_t> windows;
   for (uint32_t i = 0; i < n_windows; ++i) windows.push_back(i);
   const auto shared = std::make_shared<const Profile>(profile);
@@ -96,6 +103,10 @@ absl::Status Measure(Trials& trials, uint32_t n_windows, Profile& profile) {
         .perplexity_change_se = static_cast<float>(summary.perplexity_change_se),
         .kl_divergence = static_cast<float>(summary.kl),
         .top1_agreement = static_cast<float>(summary.top1_agreement)};
+    if (summary.kl <= kTolerance * options.kl_targets[l]) continue;
+    spdlog::warn("level is left out: it costs this model too much level=q{} kl={} allowed={}",
+                 l + 1, summary.kl, options.kl_targets[l]);
+    profile.levels[l].reset();
   }
   return absl::OkStatus();
 }
@@ -133,7 +144,7 @@ absl::StatusOr<Profile> BuildProfile(std::shared_ptr<const Model> model, std::st
                                             options.ablation.prediction));
   base.sink_tokens = predicted.sink_tokens;
   Profile profile = Assemble(base, counts, options.ablation.max_tables);
-  RETURN_IF_ERROR(Measure(trials, n_windows, profile));
+  RETURN_IF_ERROR(Measure(trials, n_windows, options, profile));
   journal.Remove();
   return profile;
 }

@@ -26,7 +26,7 @@ struct ProfileProgress {
 struct ProfileOptions {
   ReplayOptions replay;
   /// Loss of each lossy level: KL divergence of the next-token distribution from the unchanged one,
-  /// nats, the mean over tokens. A level costs at most about as much. Ascending.
+  /// nats, the mean over tokens. A level costs about as much, or it is left out. Ascending.
   std::array<double, kvstore::codec::kLossyLevels> kl_targets = {0.0003, 0.0010, 0.0035, 0.010};
   /// Where intermediate results are kept, so that a second call with the same model, text and
   /// options goes on where the first was stopped; deleted at the end. Empty: nowhere.

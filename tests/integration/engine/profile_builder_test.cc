@@ -105,7 +105,10 @@ TEST_F(ProfileBuilderTest, OfOtherShapes) {
     const auto profile =
         BuildProfile(*model, DemoModel()->Detokenize(Prompt(400)), {.replay = kSmall}, {});
     ASSERT_TRUE(profile.ok()) << profile.status();
-    for (const auto& level : profile->levels) EXPECT_LT(level->measured.bits_per_element, 16);
+    // With random weights a small change is a large one: such a model may have no level at all.
+    for (const auto& level : profile->levels) {
+      EXPECT_TRUE(!level || level->measured.bits_per_element < 16);
+    }
   }
   std::filesystem::remove(path);
 }
