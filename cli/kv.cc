@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "cli/interrupt.h"
 
 namespace tandem::cli {
 namespace {
@@ -102,7 +103,24 @@ absl::StatusOr<std::shared_ptr<const kvstore::codec::Profile>> LoadProfile(
   return std::make_shared<const kvstore::codec::Profile>(*std::move(profile));
 }
 
-int ReportFailure(const absl::Status& status, const Terminal& terminal) {
+int RunFlagsOnly(const Command& command, std::span<char* const> args, const Terminal& terminal,
+                 const std::function<absl::Status(const std::atomic<bool>& stop)>& work,
+                 std::string_view when_interrupted) {
+  std::vector<std::string> operands;
+  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
+  if (!operands.empty()) {
+    return ReportUsage(
+        absl::InvalidArgumentError(absl::StrCat("unexpected argument '", operands[0], "'")),
+        terminal);
+  }
+  std::atomic<bool> stop = false;
+  const Interrupt interrupt([&stop] { stop = true; });
+  const absl::Status status = work(stop);
+  if (interrupt.interrupted()) {
+    terminal.err << when_interrupted;
+    return kInterrupted;
+  }
+  if (status.ok()) return kOk;
   terminal.err << "tandem: " << absl::StatusCodeToString(status.code()) << ": " << status.message()
                << "\n";
   return absl::IsInvalidArgument(status) ? kUsage : kFailed;

@@ -1,9 +1,12 @@
 // What `tandem kv`'s sub-commands share: they run a model themselves, without any router.
 #pragma once
 
+#include <atomic>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -42,8 +45,13 @@ std::string DefaultProfilePath(const std::string& model_path);
 /// NOT_FOUND when there is no such file; errors of ParseProfile with the path.
 absl::StatusOr<std::shared_ptr<const kvstore::codec::Profile>> LoadProfile(const std::string& path);
 
-/// Writes "tandem: CODE: message". Returns kFailed, or kUsage for INVALID_ARGUMENT.
-int ReportFailure(const absl::Status& status, const Terminal& terminal);
+/// Runs a sub-command that takes flags only: reads the command line, then calls `work`, which
+/// should look at `stop` often. Returns what to exit with; writes "tandem: CODE: message" for a
+/// failure (kFailed, kUsage for INVALID_ARGUMENT), and `when_interrupted`, unless empty, for
+/// Ctrl-C.
+int RunFlagsOnly(const Command& command, std::span<char* const> args, const Terminal& terminal,
+                 const std::function<absl::Status(const std::atomic<bool>& stop)>& work,
+                 std::string_view when_interrupted = "");
 
 /// The sub-commands of `tandem kv`; as those in client.h.
 int RunKvDump(std::span<char* const> args, const Terminal& terminal);

@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
-#include "cli/interrupt.h"
 #include "cli/kv.h"
 #include "cli/npz.h"
 #include "workers/engine/geometry.h"
@@ -109,14 +108,10 @@ void AppendBf16AsFloat(std::span<const uint8_t> rows, std::vector<uint8_t>& out)
 absl::Status AddPlanes(std::string_view name, const KvLayout& layout, size_t first, size_t n,
                        const KvChunk& chunk, NpzWriter& npz) {
   const kvstore::PlaneLayout& plane = layout.planes[first];
-  const uint64_t plane_bytes = plane.row_bytes * chunk.n_tokens;
-  uint64_t offset = 0;
-  for (size_t i = 0; i < first; ++i) offset += layout.planes[i].row_bytes * chunk.n_tokens;
+  const auto planes = PlanesOf(layout, chunk);
   std::vector<uint8_t> array;
-  for (size_t i = 0; i < n; ++i) {
-    const std::span<const uint8_t> bytes(chunk.bytes.data() + offset + i * plane_bytes,
-                                         plane_bytes);
-    const std::vector<uint8_t> rows = TokenMajor(bytes, plane, chunk.n_tokens);
+  for (size_t i = first; i < first + n; ++i) {
+    const std::vector<uint8_t> rows = TokenMajor(planes[i], plane, chunk.n_tokens);
     if (plane.type == "bf16") {
       AppendBf16AsFloat(rows, array);
     } else {
@@ -202,19 +197,9 @@ absl::Status Dump(const Settings& settings, const std::atomic<bool>& stop,
 
 int RunKvDump(std::span<char* const> args, const Terminal& terminal) {
   Settings settings;
-  const Command command = MakeCommand(settings);
-  std::vector<std::string> operands;
-  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
-  if (!operands.empty()) {
-    return ReportUsage(
-        absl::InvalidArgumentError(absl::StrCat("unexpected argument '", operands[0], "'")),
-        terminal);
-  }
-  std::atomic<bool> stop = false;
-  const Interrupt interrupt([&stop] { stop = true; });
-  const absl::Status status = Dump(settings, stop, terminal);
-  if (interrupt.interrupted()) return kInterrupted;
-  return status.ok() ? kOk : ReportFailure(status, terminal);
+  return RunFlagsOnly(MakeCommand(settings), args, terminal, [&](const std::atomic<bool>& stop) {
+    return Dump(settings, stop, terminal);
+  });
 }
 
 }  // namespace tandem::cli

@@ -10,7 +10,6 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "base/status.h"
-#include "cli/interrupt.h"
 #include "cli/kv.h"
 #include "cli/svg_plot.h"
 #include "kvstore/codec/codec.h"
@@ -171,11 +170,7 @@ class Evaluation {
     };
     const double elements = elements_per_token_ * chunk.n_tokens;
     KvChunk decoded = chunk;
-    std::vector<std::span<uint8_t>> planes;
-    for (const auto& plane : workers::PlanesOf(codec_.layout(), decoded)) {
-      planes.emplace_back(decoded.bytes.data() + (plane.data() - decoded.bytes.data()),
-                          plane.size());
-    }
+    const auto planes = PlanesOf(codec_.layout(), decoded);
     const auto start = Clock::now();
     ASSIGN_OR_RETURN(const auto bytes, codec_.Encode(chunk, {.level = tally.level}));
     tally.encode_seconds.push_back(seconds(start) / elements);
@@ -280,19 +275,9 @@ absl::Status Evaluate(const Settings& settings, const std::atomic<bool>& stop,
 
 int RunKvEval(std::span<char* const> args, const Terminal& terminal) {
   Settings settings;
-  const Command command = MakeCommand(settings);
-  std::vector<std::string> operands;
-  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
-  if (!operands.empty()) {
-    return ReportUsage(
-        absl::InvalidArgumentError(absl::StrCat("unexpected argument '", operands[0], "'")),
-        terminal);
-  }
-  std::atomic<bool> stop = false;
-  const Interrupt interrupt([&stop] { stop = true; });
-  const absl::Status status = Evaluate(settings, stop, terminal);
-  if (interrupt.interrupted()) return kInterrupted;
-  return status.ok() ? kOk : ReportFailure(status, terminal);
+  return RunFlagsOnly(MakeCommand(settings), args, terminal, [&](const std::atomic<bool>& stop) {
+    return Evaluate(settings, stop, terminal);
+  });
 }
 
 }  // namespace tandem::cli

@@ -7,7 +7,6 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
-#include "cli/interrupt.h"
 #include "cli/kv.h"
 #include "workers/calibration/profile_builder.h"
 
@@ -137,22 +136,10 @@ absl::Status Make(Settings& settings, const std::atomic<bool>& stop, const Termi
 
 int RunKvProfile(std::span<char* const> args, const Terminal& terminal) {
   Settings settings;
-  const Command command = MakeCommand(settings);
-  std::vector<std::string> operands;
-  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
-  if (!operands.empty()) {
-    return ReportUsage(
-        absl::InvalidArgumentError(absl::StrCat("unexpected argument '", operands[0], "'")),
-        terminal);
-  }
-  std::atomic<bool> stop = false;
-  const Interrupt interrupt([&stop] { stop = true; });
-  const absl::Status status = Make(settings, stop, terminal);
-  if (interrupt.interrupted()) {
-    terminal.err << "tandem: stopped; the same command goes on from here\n";
-    return kInterrupted;
-  }
-  return status.ok() ? kOk : ReportFailure(status, terminal);
+  return RunFlagsOnly(
+      MakeCommand(settings), args, terminal,
+      [&](const std::atomic<bool>& stop) { return Make(settings, stop, terminal); },
+      "tandem: stopped; the same command goes on from here\n");
 }
 
 }  // namespace tandem::cli

@@ -52,6 +52,27 @@ struct KvChunk {
   std::vector<uint8_t> bytes;
 };
 
+/// `bytes` of `n_tokens` tokens, plane by plane in the layout's order; one span of all when it is
+/// opaque. REQUIRES: they have the layout's size.
+template <typename Byte>
+std::vector<std::span<Byte>> PlanesOf(const KvLayout& layout, uint32_t n_tokens,
+                                      std::span<Byte> bytes) {
+  if (layout.opaque) return {bytes};
+  std::vector<std::span<Byte>> planes;
+  for (const PlaneLayout& plane : layout.planes) {
+    planes.push_back(bytes.first(plane.row_bytes * n_tokens));
+    bytes = bytes.subspan(planes.back().size());
+  }
+  return planes;
+}
+inline std::vector<std::span<const uint8_t>> PlanesOf(const KvLayout& layout,
+                                                      const KvChunk& chunk) {
+  return PlanesOf(layout, chunk.n_tokens, std::span<const uint8_t>(chunk.bytes));
+}
+inline std::vector<std::span<uint8_t>> PlanesOf(const KvLayout& layout, KvChunk& chunk) {
+  return PlanesOf(layout, chunk.n_tokens, std::span<uint8_t>(chunk.bytes));
+}
+
 /// Receives one sequence's KV, chunk after chunk, in memory of the receiver's own choosing, so
 /// that the socket writes to the final place. Not thread-safe; one sequence each.
 class KvSink {

@@ -23,30 +23,23 @@ absl::StatusOr<ChunkAnalyser> ChunkAnalyser::Create(KvLayout layout, KvGeometry 
 
 void ChunkAnalyser::Open(const KvChunk& chunk) {
   chunk_ = &chunk;
+  planes_ = PlanesOf(model_->layout, chunk);
   stride_ = PaddedTokens(chunk.n_tokens);
   angles_ = model_->rotations.At(chunk.first_position, chunk.n_tokens);
   tile_.assign((kMaxBlockChannels + 1) * kTileTokens, 0.0f);
 }
 
-void ChunkAnalyser::LoadTile(size_t plane, uint32_t first_channel, uint32_t n_channels,
-                             uint32_t first) {
-  const PlaneInfo& info = model_->planes[plane];
-  const uint8_t* base = chunk_->bytes.data();
-  for (size_t p = 0; p < plane; ++p) base += model_->planes[p].row_bytes * chunk_->n_tokens;
-  TilePlace place = PlaceOf(info, chunk_->n_tokens);
-  place.n_tokens = std::min<uint32_t>(kTileTokens, chunk_->n_tokens - first);
-  model_->kernels->load(tile_.data(), n_channels, place,
-                        base + first_channel * place.channel_stride + first * place.token_stride);
-  if (!info.rotated) return;
-  const uint32_t n_heads = n_channels / info.head_dim;
-  model_->kernels->unrotate(RotationOf(*model_, info, n_heads, angles_, first), tile_.data());
+void ChunkAnalyser::Load(size_t plane, uint32_t first_channel, uint32_t n_channels,
+                         uint32_t first) {
+  LoadTile(*model_, model_->planes[plane], planes_[plane], angles_, chunk_->n_tokens, first_channel,
+           n_channels, first, tile_.data());
 }
 
 std::span<const float> ChunkAnalyser::Values(size_t plane, uint32_t first_channel,
                                              uint32_t n_channels) {
   values_.resize(n_channels * stride_);
   for (uint32_t first = 0; first < chunk_->n_tokens; first += kTileTokens) {
-    LoadTile(plane, first_channel, n_channels, first);
+    Load(plane, first_channel, n_channels, first);
     for (size_t c = 0; c < n_channels; ++c) {
       std::memcpy(values_.data() + c * stride_ + first, tile_.data() + c * kTileTokens,
                   kTileTokens * sizeof(float));
@@ -62,7 +55,7 @@ std::span<const int16_t> ChunkAnalyser::Integers(Level level, size_t plane, size
   integers_.resize(coded * stride_);
   int16_t tile[kMaxBlockChannels * kTileTokens];
   for (uint32_t first = 0; first < chunk_->n_tokens; first += kTileTokens) {
-    LoadTile(plane, block.first_channel, block.n_channels, first);
+    Load(plane, block.first_channel, block.n_channels, first);
     std::fill_n(tile_.data() + n * kTileTokens, kTileTokens, 0.0f);
     for (size_t t = 0; t < kTileTokens && first + t < chunk_->n_tokens; ++t) {
       if (skip[first + t] == 0) continue;

@@ -47,10 +47,11 @@ class ChunkAnalyser {
  private:
   explicit ChunkAnalyser(std::shared_ptr<const PreparedModel> model) : model_(std::move(model)) {}
   /// Fills tile_ with the tokens from `first`.
-  void LoadTile(size_t plane, uint32_t first_channel, uint32_t n_channels, uint32_t first);
+  void Load(size_t plane, uint32_t first_channel, uint32_t n_channels, uint32_t first);
 
   std::shared_ptr<const PreparedModel> model_;
   const KvChunk* chunk_ = nullptr;
+  std::vector<std::span<const uint8_t>> planes_;  // of chunk_
   size_t stride_ = 0;
   ChunkAngles angles_;
   AlignedVector<float> tile_, values_;

@@ -44,7 +44,6 @@ PreparedTable MakeTable(uint64_t ratio) {
   const FrequencyTable table = FrequencyTable::FromFrequencies(frequencies, kSymbolBits).value();
   return {.lowest = 1 - static_cast<int32_t>(half.size()),
           .escape = static_cast<uint8_t>(counts.size() - 1),
-          .frequencies = table,
           .decode = DecodeTable(table),
           .encode = EncodeTable(table)};
 }

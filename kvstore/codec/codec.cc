@@ -34,20 +34,6 @@ uint64_t RawBytes(const KvLayout& layout, uint32_t n_tokens) {
   return layout.BytesPerToken() * n_tokens;
 }
 
-/// Spans over the planes of a chunk's bytes.
-template <typename Byte>
-std::vector<std::span<Byte>> PlanesOf(const KvLayout& layout, uint32_t n_tokens,
-                                      std::span<Byte> bytes) {
-  if (layout.opaque) return {bytes};
-  std::vector<std::span<Byte>> planes;
-  for (const PlaneLayout& plane : layout.planes) {
-    const size_t size = plane.row_bytes * n_tokens;
-    planes.push_back(bytes.first(size));
-    bytes = bytes.subspan(size);
-  }
-  return planes;
-}
-
 /// K and V of the stream's layers.
 std::vector<size_t> StreamPlanes(const PreparedModel& model, const ChunkHeader& header,
                                  size_t stream) {
@@ -201,7 +187,7 @@ absl::StatusOr<std::vector<uint8_t>> Codec::Encode(const KvChunk& chunk,
                      .raw_bytes = chunk.bytes.size()};
   if (options.level != Level::kLossless && model_->profile) header.profile_id = model_->profile->id;
   header.n_streams = (model_->n_layers + header.layers_per_stream - 1) / header.layers_per_stream;
-  const auto sources = PlanesOf(layout, chunk.n_tokens, std::span<const uint8_t>(chunk.bytes));
+  const auto sources = PlanesOf(layout, chunk);
   const bool lossy = options.level != Level::kLossless;
   const ChunkAngles angles =
       lossy ? model_->rotations.At(chunk.first_position, chunk.n_tokens) : ChunkAngles{};
@@ -303,8 +289,7 @@ absl::StatusOr<KvChunk> Codec::Decode(std::span<const uint8_t> bytes,
   }
   KvChunk chunk{.first_position = header.first_position, .n_tokens = header.n_tokens};
   chunk.bytes.resize(header.raw_bytes);
-  RETURN_IF_ERROR(Decode(
-      bytes, PlanesOf(model_->layout, header.n_tokens, std::span<uint8_t>(chunk.bytes)), parallel));
+  RETURN_IF_ERROR(Decode(bytes, PlanesOf(model_->layout, chunk), parallel));
   return chunk;
 }
 

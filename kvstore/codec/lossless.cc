@@ -15,7 +15,7 @@ namespace tandem::kvstore::codec {
 namespace {
 
 constexpr int kBits = 12;
-/// Two sets of states are faster, and 64 bytes dearer: for groups of so many bytes and more.
+/// Two sets of states are faster, and some 90 bytes dearer: for groups of so many bytes and more.
 constexpr size_t kTwoSetsFrom = 32768;
 enum class Mode : uint8_t { kRaw = 0, kCoded = 1 };
 

@@ -56,6 +56,12 @@ size_t LossySets(const PreparedModel& model, const StreamPart& part);
 TileRotation RotationOf(const PreparedModel& model, const PlaneInfo& plane, uint32_t n_heads,
                         const ChunkAngles& angles, size_t first);
 
+/// Reads a tile of a plane's channels from `source`, the plane's bytes of the whole chunk: keys are
+/// unrotated. REQUIRES: the channels are a block of BlockLayout.
+void LoadTile(const PreparedModel& model, const PlaneInfo& plane, std::span<const uint8_t> source,
+              const ChunkAngles& angles, uint32_t n_tokens, uint32_t first_channel,
+              uint32_t n_channels, uint32_t first, float* values);
+
 /// Tokens per group of Prediction::kAnchor.
 inline constexpr uint32_t kAnchorGroup = 10;
 

@@ -56,18 +56,9 @@ class StreamEncoder {
   }
 
  private:
-  /// Reads a tile of keys or values, unrotated.
-  void Load(size_t p, uint32_t first_channel, uint32_t n_channels, uint32_t n_heads,
-            uint32_t first) {
-    const PlaneInfo& plane = model_.planes[p];
-    TilePlace place = PlaceOf(plane, part_.n_tokens);
-    place.n_tokens = std::min<uint32_t>(kTileTokens, part_.n_tokens - first);
-    model_.kernels->load(
-        values_.data(), n_channels, place,
-        sources_[p].data() + first_channel * place.channel_stride + first * place.token_stride);
-    if (plane.rotated) {
-      model_.kernels->unrotate(RotationOf(model_, plane, n_heads, angles_, first), values_.data());
-    }
+  void Load(size_t p, uint32_t first_channel, uint32_t n_channels, uint32_t first) {
+    LoadTile(model_, model_.planes[p], sources_[p], angles_, part_.n_tokens, first_channel,
+             n_channels, first, values_.data());
   }
 
   /// Tokens of the tile that the block's fixed point cannot hold, or that are not finite, are kept
@@ -96,7 +87,7 @@ class StreamEncoder {
     integers_.resize(coded * stride_);
     int16_t tile[kMaxBlockChannels * kTileTokens];
     for (uint32_t first = 0; first < part_.n_tokens; first += kTileTokens) {
-      Load(p, block.first_channel, block.n_channels, block.n_heads, first);
+      Load(p, block.first_channel, block.n_channels, first);
       std::fill_n(values_.data() + block.n_channels * kTileTokens, kTileTokens, 0.0f);
       SetAside(block, first);
       model_.kernels->forward(block.forward, values_.data(), tile);
@@ -145,7 +136,7 @@ class StreamEncoder {
     AlignedVector<float> all(n_channels * stride_);
     for (const auto& [first_channel, n] : BlockLayout(plane.n_heads, plane.head_dim)) {
       for (uint32_t first = 0; first < part_.n_tokens; first += kTileTokens) {
-        Load(p, first_channel, n, n / plane.head_dim, first);
+        Load(p, first_channel, n, first);
         for (uint32_t c = 0; c < n; ++c) {
           std::memcpy(all.data() + (first_channel + c) * stride_ + first,
                       values_.data() + c * kTileTokens, kTileTokens * sizeof(float));
@@ -294,6 +285,19 @@ class StreamEncoder {
 };
 
 }  // namespace
+
+void LoadTile(const PreparedModel& model, const PlaneInfo& plane, std::span<const uint8_t> source,
+              const ChunkAngles& angles, uint32_t n_tokens, uint32_t first_channel,
+              uint32_t n_channels, uint32_t first, float* values) {
+  TilePlace place = PlaceOf(plane, n_tokens);
+  place.n_tokens = std::min<uint32_t>(kTileTokens, n_tokens - first);
+  model.kernels->load(
+      values, n_channels, place,
+      source.data() + first_channel * place.channel_stride + first * place.token_stride);
+  if (!plane.rotated) return;
+  model.kernels->unrotate(RotationOf(model, plane, n_channels / plane.head_dim, angles, first),
+                          values);
+}
 
 void EncodeLossyStream(const PreparedModel& model, const StreamPart& part,
                        const ChunkAngles& angles, std::span<const std::span<const uint8_t>> sources,

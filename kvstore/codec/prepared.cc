@@ -11,8 +11,7 @@
 namespace tandem::kvstore::codec {
 namespace {
 
-/// The deadzone's rounding: halfway would be 0.5; a little less costs less than it loses
-/// (docs/codec.md, ablations).
+/// The deadzone's rounding: halfway would be 0.5; a little less saves more than it loses.
 constexpr float kRounding = 0.4f;
 /// Fixed point of the forward transform: ± 32767 is so many standard deviations.
 constexpr double kFixedRange = 16;
@@ -30,7 +29,7 @@ bool FloatType(const std::string& type, ElementType& element, uint32_t& bytes) {
 }
 
 /// Fills in model.planes and model.no_lossy.
-absl::Status PreparePlanes(PreparedModel& model) {
+void PreparePlanes(PreparedModel& model) {
   struct Owner {
     uint32_t n_heads, head_dim;
     bool key;
@@ -57,16 +56,16 @@ absl::Status PreparePlanes(PreparedModel& model) {
       plane.n_heads = owners[i].n_heads;
       plane.head_dim = owners[i].head_dim;
       plane.n_channels = plane.n_heads * plane.head_dim;
-      plane.lossy = uint64_t{plane.n_channels} * bytes == plane.row_bytes && plane.n_channels > 0;
       plane.rotated = owners[i].key && model.geometry.rope.style != Rope::Style::kNone &&
                       plane.head_dim <= kMaxBlockChannels;
-      if (!plane.lossy) model.no_lossy = "its heads do not fill its rows";
+      if (plane.n_channels == 0 || uint64_t{plane.n_channels} * bytes != plane.row_bytes) {
+        model.no_lossy = "its heads do not fill its rows";
+      }
     }
     model.planes.push_back(std::move(plane));
   }
   model.n_layers = static_cast<uint32_t>(std::max<size_t>(1, model.geometry.layers.size()));
   if (model.layout.planes.size() % model.n_layers != 0) model.n_layers = 1;
-  return absl::OkStatus();
 }
 
 /// Of a table's symbols, by their frequencies; the escape counts as the outermost value.
@@ -88,8 +87,9 @@ void PrepareInverse(const PreparedModel& model, const Block& block, float step,
   uint32_t wide = 0;
   for (size_t j = 0; j < coded; ++j) {
     const auto& table = model.tables[out.tables[j]];
-    if (predicted || table.frequencies.size() > kNarrowSymbols)
+    if (predicted || table.escape >= kNarrowSymbols) {
       wide = static_cast<uint32_t>(j / 4 + 1);
+    }
   }
   out.bias.assign(n, 0);
   for (size_t c = 0; c < n; ++c) {
@@ -111,8 +111,8 @@ void PrepareInverse(const PreparedModel& model, const Block& block, float step,
 }
 
 /// The block's forward side: the first rows of the inverted basis, in fixed point.
-void PrepareForward(const Profile& profile, const Block& block, const std::vector<double>& inverted,
-                    PreparedBlock& out) {
+void PrepareForward(const PreparedModel& model, const Block& block,
+                    const std::vector<double>& inverted, PreparedBlock& out) {
   const size_t n = block.n_channels, padded = (n + 1) / 2 * 2, coded = out.tables.size();
   out.forward_mean.assign(padded, 0);
   out.to_fixed.assign(padded, 0);
@@ -121,7 +121,7 @@ void PrepareForward(const Profile& profile, const Block& block, const std::vecto
     double variance = 1e-12;
     for (size_t j = 0; j < n; ++j) {
       const double b = block.basis[c * n + j];
-      variance += b * b * (j < coded ? Variance(profile.tables[out.tables[j]]) + 0.1 : 0.25);
+      variance += b * b * (j < coded ? model.tables[out.tables[j]].variance + 0.1 : 0.25);
     }
     out.forward_mean[c] = block.mean[c];
     out.to_fixed[c] =
@@ -180,7 +180,7 @@ absl::Status PrepareBlocks(PreparedModel& model) {
         out.prediction = plane.blocks[b].prediction;
         out.tables = plane.blocks[b].tables;
         PrepareInverse(model, block, plane.step, basis, out);
-        PrepareForward(profile, block, inverted, out);
+        PrepareForward(model, block, inverted, out);
       }
     }
   }
@@ -215,7 +215,7 @@ absl::StatusOr<std::shared_ptr<const PreparedModel>> Prepare(KvLayout layout, Kv
   model->profile = std::move(profile);
   model->isa = isa;
   model->kernels = &KernelsFor(isa);
-  RETURN_IF_ERROR(PreparePlanes(*model));
+  PreparePlanes(*model);
   if (!model->no_lossy.empty()) return model;
   model->rotations = Rotations(model->geometry.rope);
   if (!model->profile) return model;
@@ -224,7 +224,7 @@ absl::StatusOr<std::shared_ptr<const PreparedModel>> Prepare(KvLayout layout, Kv
   for (const SymbolTable& table : model->profile->tables) {
     model->tables.push_back({.lowest = table.lowest,
                              .escape = static_cast<uint8_t>(table.escape()),
-                             .frequencies = table.frequencies,
+                             .variance = Variance(table),
                              .decode = DecodeTable(table.frequencies),
                              .encode = EncodeTable(table.frequencies)});
   }

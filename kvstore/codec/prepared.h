@@ -21,8 +21,7 @@ struct PlaneInfo {
   ByteShape shape;
   uint64_t row_bytes = 0;
   uint32_t element_bytes = 0;  // of a channel-major plane, else 0
-  /// Lossy coding is possible: elements are floats and the geometry knows the plane.
-  bool lossy = false;
+  // Known where lossy coding is possible (PreparedModel::no_lossy).
   ElementType type = ElementType::kF16;
   uint32_t n_heads = 0, head_dim = 0, n_channels = 0;
   /// A key that must be unrotated.
@@ -47,7 +46,8 @@ struct PreparedBlock {
 struct PreparedTable {
   int32_t lowest = 0;
   uint8_t escape = 0;
-  FrequencyTable frequencies;
+  /// Of the values, by their frequencies; only a profile's tables have it.
+  double variance = 0;
   DecodeTable decode;
   EncodeTable encode;
 };

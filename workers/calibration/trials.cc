@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -45,25 +44,12 @@ KvChunk Mix(const kvstore::KvLayout& layout, const KvChunk& chunk, const KvChunk
             const std::vector<size_t>& group) {
   KvChunk mixed = chunk;
   const auto from = PlanesOf(layout, other);
-  for (const size_t p : group) {
-    const auto offset = from[p].data() - other.bytes.data();
-    std::memcpy(mixed.bytes.data() + offset, from[p].data(), from[p].size());
-  }
+  const auto to = PlanesOf(layout, mixed);
+  for (const size_t p : group) std::copy(from[p].begin(), from[p].end(), to[p].begin());
   return mixed;
 }
 
 }  // namespace
-
-std::vector<std::span<const uint8_t>> PlanesOf(const kvstore::KvLayout& layout,
-                                               const KvChunk& chunk) {
-  std::vector<std::span<const uint8_t>> planes;
-  std::span<const uint8_t> rest = chunk.bytes;
-  for (const kvstore::PlaneLayout& plane : layout.planes) {
-    planes.push_back(rest.first(plane.row_bytes * chunk.n_tokens));
-    rest = rest.subspan(planes.back().size());
-  }
-  return planes;
-}
 
 uint64_t ElementsPerToken(const kvstore::KvLayout& layout) {
   uint64_t elements = 0;

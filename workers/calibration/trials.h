@@ -25,9 +25,6 @@ struct TrialResult {
   Summary summary;
 };
 
-/// The bytes of each plane of a chunk, one after the other.
-std::vector<std::span<const uint8_t>> PlanesOf(const kvstore::KvLayout& layout,
-                                               const kvstore::KvChunk& chunk);
 /// Elements of a token over all planes. REQUIRES: planes of f16, bf16 or f32.
 uint64_t ElementsPerToken(const kvstore::KvLayout& layout);
 
