@@ -12,6 +12,7 @@
 #include "workers/engine/context.h"
 #include "workers/engine/identity.h"
 #include "workers/engine/incoming_kv.h"
+#include "workers/engine/kv_cells.h"
 #include "workers/engine/self_check.h"
 #include "workers/engine/sequence_state.h"
 
@@ -56,9 +57,9 @@ struct Engine::Impl {
   MemoryKind memory_kind;
   ContextShape shape;
   std::unique_ptr<StepBatch> batch;
-  /// Tokens held by each sequence, and by all.
+  /// Tokens held by each sequence.
   std::vector<uint32_t> lengths;
-  uint64_t total_length = 0;
+  KvCells cells;
   /// For each item of the last Step its rows of logits, and the last of them; empty for none.
   std::vector<std::span<const float>> all_logits, logits;
   std::shared_ptr<BufferPool> pool = std::make_shared<BufferPool>();
@@ -68,8 +69,7 @@ struct Engine::Impl {
     return sequence >= 0 && static_cast<size_t>(sequence) < lengths.size();
   }
   void SetLength(int32_t sequence, uint32_t n) {
-    total_length += n;
-    total_length -= lengths[sequence];
+    cells.Resize(sequence, n);
     lengths[sequence] = n;
   }
   void Drop(int32_t sequence) {
@@ -80,6 +80,8 @@ struct Engine::Impl {
   /// Remembers where the logits of a computed item lie. `last_row`: its last token in the batch.
   void KeepLogits(size_t index, const StepItem& item, int32_t last_row, size_t vocabulary_size);
   absl::Status CheckSequence(int32_t sequence) const;
+  /// RESOURCE_EXHAUSTED unless there is room for so many more tokens in place of `replaced`.
+  absl::Status CheckRoom(uint32_t n_tokens, uint32_t replaced, const EngineOptions& options) const;
   absl::Status CheckItem(const StepItem& item, const EngineOptions& options,
                          int32_t vocabulary_size) const;
   absl::Status CheckStep(std::span<const StepItem> items, const EngineOptions& options,
@@ -125,6 +127,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   }
   impl.batch = std::make_unique<StepBatch>(effective.step_tokens);
   impl.lengths.assign(options.max_sequences, 0);
+  impl.cells = KvCells(options.max_sequences);
   return engine;
 }
 
@@ -134,6 +137,14 @@ absl::Status Engine::Impl::CheckSequence(int32_t sequence) const {
   if (Knows(sequence)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("there is no sequence ", sequence, "; ids are 0 to ", lengths.size() - 1));
+}
+
+absl::Status Engine::Impl::CheckRoom(uint32_t n_tokens, uint32_t replaced,
+                                     const EngineOptions& options) const {
+  if (n_tokens <= options.kv_tokens - cells.used() + replaced) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("no room for the KV of ", n_tokens,
+                                                   " tokens with ", cells.used(), " of ",
+                                                   options.kv_tokens, " in use"));
 }
 
 absl::Status Engine::Impl::CheckItem(const StepItem& item, const EngineOptions& options,
@@ -183,9 +194,9 @@ absl::Status Engine::Impl::CheckStep(std::span<const StepItem> items, const Engi
     return absl::InvalidArgumentError(
         absl::StrCat("a step of ", n_tokens, " tokens; it can have 1 to ", options.step_tokens));
   }
-  if (n_tokens > options.kv_tokens - total_length) {
+  if (n_tokens > options.kv_tokens - cells.used()) {
     return absl::ResourceExhaustedError(absl::StrCat("the KV is full: ", n_tokens,
-                                                     " tokens are too many with ", total_length,
+                                                     " tokens are too many with ", cells.used(),
                                                      " of ", options.kv_tokens, " in use"));
   }
   return absl::OkStatus();
@@ -269,14 +280,16 @@ absl::StatusOr<kvstore::KvChunk> Engine::Extract(int32_t sequence, uint32_t firs
       .first_position = 0, .n_tokens = n, .bytes = {state.bytes().begin(), state.bytes().end()}};
 }
 
-std::unique_ptr<Engine::IncomingKv> Engine::NewSink(uint32_t n_tokens) const {
+std::unique_ptr<Engine::IncomingKv> Engine::NewSink(uint32_t n_tokens,
+                                                    uint32_t first_position) const {
   const MemoryKind& kind = impl_->memory_kind;
   if (kind.opaque) {
     return NewOpaqueSink(n_tokens, options_.context_tokens, kind.MaxOpaqueBytes(n_tokens),
                          impl_->pool);
   }
   const uint32_t n_streams = impl_->shape.unified ? 1 : impl_->shape.n_sequences;
-  return NewPlainSink(kind.format, n_tokens, n_streams, options_.context_tokens, impl_->pool);
+  return NewPlainSink(kind.format, first_position, n_tokens, n_streams, options_.context_tokens,
+                      impl_->pool);
 }
 
 absl::Status Engine::Inject(int32_t sequence, const IncomingKv& kv) {
@@ -285,16 +298,55 @@ absl::Status Engine::Inject(int32_t sequence, const IncomingKv& kv) {
   if (sink == nullptr) return absl::InvalidArgumentError("the KV's sink is not an engine's");
   if (!kv.complete()) return absl::FailedPreconditionError("the KV has not arrived completely");
   const uint32_t held = impl_->lengths[sequence];
-  if (kv.n_tokens() > options_.kv_tokens - impl_->total_length + held) {
-    return absl::ResourceExhaustedError(absl::StrCat("no room for the KV of ", kv.n_tokens(),
-                                                     " tokens with ", impl_->total_length, " of ",
-                                                     options_.kv_tokens, " in use"));
+  if (kv.first_position() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the KV begins at position ", kv.first_position()));
   }
+  RETURN_IF_ERROR(impl_->CheckRoom(kv.n_tokens(), held, options_));
   impl_->Drop(sequence);
   RETURN_IF_ERROR(WriteState(impl_->context.get(), sequence, sink->blob(), kv.n_tokens()));
   impl_->SetLength(sequence, kv.n_tokens());
   return absl::OkStatus();
 }
+
+absl::Status Engine::Append(int32_t sequence, const IncomingKv& kv) {
+  RETURN_IF_ERROR(impl_->CheckSequence(sequence));
+  const auto* sink = dynamic_cast<const BlobSink*>(&kv);
+  const uint32_t held = impl_->lengths[sequence];
+  if (sink == nullptr || layout_.opaque || options_.use != EngineOptions::Use::kPrefill ||
+      kv.first_position() != held) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot append KV from position ",
+                                                   kv.first_position(), " to sequence ", sequence,
+                                                   " of ", held, " tokens"));
+  }
+  if (!kv.complete()) return absl::FailedPreconditionError("the KV has not arrived completely");
+  RETURN_IF_ERROR(impl_->CheckRoom(kv.n_tokens(), 0, options_));
+  // libllama empties the sequence that it writes: the spare one takes the KV and shares it.
+  const auto spare = static_cast<int32_t>(options_.max_sequences);
+  RETURN_IF_ERROR(
+      WriteState(impl_->context.get(), spare, sink->blob(), held + kv.n_tokens()));
+  llama_memory_seq_cp(impl_->memory(), spare, sequence, -1, -1);
+  llama_memory_seq_rm(impl_->memory(), spare, -1, -1);
+  impl_->SetLength(sequence, held + kv.n_tokens());
+  return absl::OkStatus();
+}
+
+absl::Status Engine::Fork(int32_t from, int32_t to, uint32_t n) {
+  RETURN_IF_ERROR(impl_->CheckSequence(from));
+  RETURN_IF_ERROR(impl_->CheckSequence(to));
+  if (layout_.opaque || options_.use != EngineOptions::Use::kPrefill || n == 0 ||
+      n > impl_->lengths[from] || impl_->lengths[to] != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot fork ", n, " tokens of sequence ", from,
+                                                   " of ", impl_->lengths[from], " to sequence ",
+                                                   to, " of ", impl_->lengths[to]));
+  }
+  llama_memory_seq_cp(impl_->memory(), from, to, 0, static_cast<int32_t>(n));
+  impl_->cells.Share(from, to, n);
+  impl_->lengths[to] = n;
+  return absl::OkStatus();
+}
+
+uint64_t Engine::held_tokens() const { return impl_->cells.used(); }
 
 void Engine::Free(int32_t sequence) {
   if (impl_->Knows(sequence)) impl_->Drop(sequence);

@@ -106,16 +106,25 @@ class Engine {
    public:
     /// All positions have arrived.
     virtual bool complete() const = 0;
-    /// Positions expected.
+    /// Positions expected, and the first of them.
     virtual uint32_t n_tokens() const = 0;
+    virtual uint32_t first_position() const = 0;
   };
-  /// Memory for the KV of a sequence of `n_tokens`, laid out for Inject; taken when the first
-  /// chunk comes. Thread-safe. The sink may outlive the engine.
-  std::unique_ptr<IncomingKv> NewSink(uint32_t n_tokens) const;
+  /// Memory for the KV of `n_tokens` from `first_position` on, laid out for Inject (from 0) or
+  /// Append; taken when the first chunk comes. Thread-safe. The sink may outlive the engine.
+  /// REQUIRES: first_position is 0 when the layout is opaque.
+  std::unique_ptr<IncomingKv> NewSink(uint32_t n_tokens, uint32_t first_position = 0) const;
   /// Puts received KV in as `sequence`, replacing what it held. FAILED_PRECONDITION when `kv` is
   /// not complete, RESOURCE_EXHAUSTED when there is no room, DATA_LOSS when libllama does not
   /// accept it (the sequence is empty then).
   absl::Status Inject(int32_t sequence, const IncomingKv& kv);
+  /// Adds received KV to what the sequence holds, which must end where `kv` begins. Prefill only,
+  /// not with an opaque layout. INVALID_ARGUMENT for wrong use, else as Inject; the sequence is
+  /// unchanged after an error.
+  absl::Status Append(int32_t sequence, const IncomingKv& kv);
+  /// Gives `to`, which must be empty, the first `n` tokens of `from`: both share that KV, which
+  /// takes no more room. Prefill only, not with an opaque layout. INVALID_ARGUMENT for wrong use.
+  absl::Status Fork(int32_t from, int32_t to, uint32_t n);
 
   /// Drops the sequence's KV.
   void Free(int32_t sequence);
@@ -125,6 +134,8 @@ class Engine {
   absl::Status Move(int32_t from, int32_t to);
   /// Tokens of KV held by the sequence.
   uint32_t Length(int32_t sequence) const;
+  /// Tokens of KV held in all; what sequences share counts once.
+  uint64_t held_tokens() const;
 
  private:
   Engine() = default;

@@ -1,5 +1,6 @@
 #include "workers/engine/incoming_kv.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -21,11 +22,12 @@ absl::Status NoMemory(uint64_t bytes) {
 
 class PlainSink : public BlobSink {
  public:
-  PlainSink(const BlobFormat& format, uint32_t n_tokens, uint32_t n_streams, uint32_t max_tokens,
-            std::shared_ptr<BufferPool> pool)
-      : n_tokens_(n_tokens),
+  PlainSink(const BlobFormat& format, uint32_t first_position, uint32_t n_tokens,
+            uint32_t n_streams, uint32_t max_tokens, std::shared_ptr<BufferPool> pool)
+      : first_position_(first_position),
+        n_tokens_(n_tokens),
         max_tokens_(max_tokens),
-        plan_(format, n_tokens, n_streams),
+        plan_(format, n_tokens, n_streams, first_position),
         pool_(std::move(pool)) {
     for (const BlobPlane& plane : format.planes) {
       bytes_per_token_ += plane.row_bytes;
@@ -36,7 +38,7 @@ class PlainSink : public BlobSink {
   absl::StatusOr<std::vector<std::span<uint8_t>>> Prepare(uint32_t first_position,
                                                           uint32_t n_tokens,
                                                           uint64_t body_bytes) override {
-    RETURN_IF_ERROR(CheckLength(n_tokens_, max_tokens_));
+    RETURN_IF_ERROR(CheckLength(n_tokens_, max_tokens_ - std::min(first_position_, max_tokens_)));
     RETURN_IF_ERROR(CheckChunk(first_position, n_tokens, body_bytes));
     RETURN_IF_ERROR(Allocate(n_tokens));
     prepared_ = n_tokens;
@@ -46,7 +48,7 @@ class PlainSink : public BlobSink {
       const BlobPlane& plane = plan_.format().planes[i];
       const size_t size = plane.row_bytes * n_tokens;
       if (plane.element_bytes == 0) {
-        const size_t offset = plan_.plane_offset(i) + plane.row_bytes * first_position;
+        const size_t offset = plan_.plane_offset(i) + plane.row_bytes * received_;
         spans.push_back(blob_.bytes().subspan(offset, size));
       } else {
         spans.push_back(staging_.bytes().subspan(staged, size));
@@ -71,14 +73,16 @@ class PlainSink : public BlobSink {
 
   bool complete() const override { return received_ == n_tokens_ && n_tokens_ > 0; }
   uint32_t n_tokens() const override { return n_tokens_; }
+  uint32_t first_position() const override { return first_position_; }
   std::span<const uint8_t> blob() const override { return blob_.bytes(); }
 
  private:
   absl::Status CheckChunk(uint32_t first, uint32_t n, uint64_t body_bytes) const {
-    if (first != received_) {
+    const uint32_t next = first_position_ + received_;
+    if (first != next) {
       return absl::InvalidArgumentError(
-          absl::StrCat(first > received_ ? "hole in the KV: " : "KV arrived twice: ",
-                       "a chunk begins at position ", first, ", expected ", received_));
+          absl::StrCat(first > next ? "hole in the KV: " : "KV arrived twice: ",
+                       "a chunk begins at position ", first, ", expected ", next));
     }
     if (n == 0 || n > n_tokens_ - received_) {
       return absl::InvalidArgumentError(absl::StrCat("a chunk of ", n, " tokens at position ",
@@ -115,7 +119,7 @@ class PlainSink : public BlobSink {
     }
   }
 
-  const uint32_t n_tokens_, max_tokens_;
+  const uint32_t first_position_, n_tokens_, max_tokens_;
   const BlobPlan plan_;
   const std::shared_ptr<BufferPool> pool_;
   uint64_t bytes_per_token_ = 0, staged_per_token_ = 0;
@@ -154,6 +158,7 @@ class OpaqueSink : public BlobSink {
   void Commit() override { complete_ = !blob_.empty(); }
   bool complete() const override { return complete_; }
   uint32_t n_tokens() const override { return n_tokens_; }
+  uint32_t first_position() const override { return 0; }
   std::span<const uint8_t> blob() const override { return blob_.bytes(); }
 
  private:
@@ -166,10 +171,11 @@ class OpaqueSink : public BlobSink {
 
 }  // namespace
 
-std::unique_ptr<BlobSink> NewPlainSink(const BlobFormat& format, uint32_t n_tokens,
-                                       uint32_t n_streams, uint32_t max_tokens,
+std::unique_ptr<BlobSink> NewPlainSink(const BlobFormat& format, uint32_t first_position,
+                                       uint32_t n_tokens, uint32_t n_streams, uint32_t max_tokens,
                                        std::shared_ptr<BufferPool> pool) {
-  return std::make_unique<PlainSink>(format, n_tokens, n_streams, max_tokens, std::move(pool));
+  return std::make_unique<PlainSink>(format, first_position, n_tokens, n_streams, max_tokens,
+                                     std::move(pool));
 }
 
 std::unique_ptr<BlobSink> NewOpaqueSink(uint32_t n_tokens, uint32_t max_tokens, uint64_t max_bytes,

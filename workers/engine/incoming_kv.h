@@ -22,9 +22,9 @@ class BlobSink : public Engine::IncomingKv {
 
 /// For a plain KV cache. Token-major planes are received in their final place; the channel-major V
 /// of a context without flash attention is staged, and scattered by Commit.
-/// `max_tokens`: the context's room; a longer sequence is refused at its first chunk.
-std::unique_ptr<BlobSink> NewPlainSink(const BlobFormat& format, uint32_t n_tokens,
-                                       uint32_t n_streams, uint32_t max_tokens,
+/// `max_tokens`: the context's room; a sequence that ends beyond is refused at its first chunk.
+std::unique_ptr<BlobSink> NewPlainSink(const BlobFormat& format, uint32_t first_position,
+                                       uint32_t n_tokens, uint32_t n_streams, uint32_t max_tokens,
                                        std::shared_ptr<BufferPool> pool);
 
 /// For the state of any other kind of memory, in one piece of at most `max_bytes`.

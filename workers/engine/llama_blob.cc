@@ -169,8 +169,12 @@ void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<co
   }
 }
 
-BlobPlan::BlobPlan(const BlobFormat& format, uint32_t n_tokens, uint32_t n_streams)
-    : format_(format), n_tokens_(n_tokens), n_streams_(n_streams) {
+BlobPlan::BlobPlan(const BlobFormat& format, uint32_t n_tokens, uint32_t n_streams,
+                   uint32_t first_position)
+    : format_(format),
+      n_tokens_(n_tokens),
+      n_streams_(n_streams),
+      first_position_(first_position) {
   // magic, sequence, n_streams, n_cells; the cells; transposed_v, n_layers
   size_t offset = 4 * sizeof(uint32_t) + n_tokens * kCellBytes + 2 * sizeof(uint32_t);
   plane_offsets_.reserve(format.planes.size());
@@ -185,7 +189,7 @@ BlobPlan::BlobPlan(const BlobFormat& format, uint32_t n_tokens, uint32_t n_strea
 void BlobPlan::WriteHeaders(uint8_t* out) const {
   uint8_t* at = Put(Put(Put(Put(out, kMagic), int32_t{0}), n_streams_), n_tokens_);
   for (uint32_t i = 0; i < n_tokens_; ++i) {
-    at = Put(Put(Put(at, static_cast<int32_t>(i)), uint32_t{1}), int32_t{0});
+    at = Put(Put(Put(at, static_cast<int32_t>(first_position_ + i)), uint32_t{1}), int32_t{0});
   }
   Put(Put(at, uint32_t{format_.transposed_v}), format_.n_layers);
   for (size_t i = 0; i < plane_offsets_.size(); ++i) {

@@ -62,13 +62,14 @@ absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positio
 void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
                   std::vector<uint8_t>& out);
 
-/// Where everything lies in a blob that is to be built: positions 0 … n_tokens - 1 in the first of
-/// `n_streams` streams (libllama takes any).
+/// Where everything lies in a blob that is to be built: `n_tokens` positions from `first_position`
+/// on, in the first of `n_streams` streams (libllama takes any).
 class BlobPlan {
  public:
   BlobPlan() = default;
   /// REQUIRES: n_tokens > 0, n_streams > 0, row_bytes a multiple of element_bytes.
-  BlobPlan(const BlobFormat& format, uint32_t n_tokens, uint32_t n_streams);
+  BlobPlan(const BlobFormat& format, uint32_t n_tokens, uint32_t n_streams,
+           uint32_t first_position = 0);
 
   /// Bytes of the whole blob.
   size_t size() const { return size_; }
@@ -83,6 +84,7 @@ class BlobPlan {
   BlobFormat format_;
   uint32_t n_tokens_ = 0;
   uint32_t n_streams_ = 0;
+  uint32_t first_position_ = 0;
   std::vector<size_t> plane_offsets_;
   size_t size_ = 0;
 };

@@ -156,7 +156,7 @@ absl::StatusOr<MemoryKind> CheckMemory(const Model& model, const CacheSettings& 
   ASSIGN_OR_RETURN(Probe target, MakeProbe(model, settings, threads, /*unified=*/kind.opaque));
   std::unique_ptr<BlobSink> sink =
       kind.opaque ? NewOpaqueSink(kTokens, kCells, kind.MaxOpaqueBytes(kTokens), pool)
-                  : NewPlainSink(kind.format, kTokens, kSequences, kCells, pool);
+                  : NewPlainSink(kind.format, 0, kTokens, kSequences, kCells, pool);
   ASSIGN_OR_RETURN(std::vector<kvstore::KvChunk> chunks, TakeOut(source, kind, *pool));
   for (kvstore::KvChunk& chunk : chunks) {
     if (damage) damage(chunk);

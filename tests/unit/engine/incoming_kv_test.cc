@@ -26,7 +26,7 @@ BlobRecipe RecipeOf(uint32_t v_element, uint32_t n_streams) {
 std::unique_ptr<BlobSink> SinkFor(const BlobRecipe& recipe, uint32_t max_tokens = 100) {
   const auto blob = ParseBlob(BuildBlob(recipe));
   EXPECT_TRUE(blob.ok()) << blob.status();
-  return NewPlainSink(blob->format, kTokens, recipe.n_streams, max_tokens,
+  return NewPlainSink(blob->format, 0, kTokens, recipe.n_streams, max_tokens,
                       std::make_shared<BufferPool>());
 }
 
@@ -96,9 +96,9 @@ TEST(SinkTest, RefusesASequenceLongerThanTheContextBeforeTakingMemory) {
   auto sink = SinkFor(RecipeOf(0, 1), kTokens - 1);
   EXPECT_EQ(sink->Prepare(0, 1, 20).status().code(), absl::StatusCode::kInvalidArgument);
   const BlobFormat huge{.n_layers = 1, .planes = {{1, 1 << 20, 0}}};
-  auto endless = NewPlainSink(huge, UINT32_MAX, 1, 2048, std::make_shared<BufferPool>());
+  auto endless = NewPlainSink(huge, 0, UINT32_MAX, 1, 2048, std::make_shared<BufferPool>());
   EXPECT_EQ(endless->Prepare(0, 1, 1 << 20).status().code(), absl::StatusCode::kInvalidArgument);
-  auto empty = NewPlainSink(huge, 0, 1, 2048, std::make_shared<BufferPool>());
+  auto empty = NewPlainSink(huge, 0, 0, 1, 2048, std::make_shared<BufferPool>());
   EXPECT_FALSE(empty->complete());
   EXPECT_FALSE(empty->Prepare(0, 0, 0).ok());
 }
