@@ -14,6 +14,7 @@ if(TANDEM_TESTS)
   find_package(GTest CONFIG REQUIRED)
 endif()
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(HIREDIS REQUIRED IMPORTED_TARGET hiredis)  # its config file is broken
 find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
 
 # libllama: the pinned build that `./dev setup` made, or the system's own.

@@ -2,16 +2,14 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
-#include <boost/asio/as_tuple.hpp>
-#include <boost/asio/use_awaitable.hpp>
-#include <map>
+#include <boost/asio/steady_timer.hpp>
 #include <numeric>
 #include <set>
 #include <vector>
 
 #include "base/status.h"
-#include "kvstore/transfer/address.h"
 #include "kvstore/transfer/frame_socket.h"
+#include "kvstore/transfer/peer_pool.h"
 #include "kvstore/transfer/task_group.h"
 #include "kvstore/transfer/transfer.h"
 #include "kvstore/transfer/wire.h"
@@ -20,31 +18,16 @@ namespace tandem::kvstore {
 namespace {
 
 namespace asio = boost::asio;
-using Tcp = asio::ip::tcp;
-using SocketPtr = std::shared_ptr<FrameSocket>;
 using Result = HandoffClient::Result;
 
 constexpr size_t kMaxRequestIdBytes = 1024;
 
 /// One call of Pull, until its callback has run. Io thread only.
-struct PullJob {
+struct PullJob : PeerUse {
   RequestContextPtr context;
-  std::string address;
   std::string handoff_id;
   KvSink* sink = nullptr;
   HandoffClient::PullCallback done;
-
-  /// Why it must end; OK while it runs.
-  absl::Status stopped;
-  SocketPtr peer;
-  std::shared_ptr<asio::steady_timer> resolving;
-
-  void Stop(absl::Status reason) {
-    if (!stopped.ok() || reason.ok()) return;
-    stopped = std::move(reason);
-    if (peer) peer->Interrupt(stopped);
-    if (resolving) resolving->cancel();
-  }
 };
 using JobPtr = std::shared_ptr<PullJob>;
 
@@ -55,12 +38,17 @@ class Client : public std::enable_shared_from_this<Client> {
   Client(asio::io_context& io, HandoffClient::Options options)
       : io_(io),
         options_(std::move(options)),
-        hello_(wire::EncodeFrame(v1::FRAME_TYPE_HELLO, wire::ToHello(options_.identity))),
-        tasks_(std::make_shared<TaskGroup>(io)) {}
+        tasks_(std::make_shared<TaskGroup>(io)),
+        peers_(std::make_shared<PeerPool>(
+            io, PeerPool::Options{
+                    .identity = options_.identity,
+                    .connect_timeout = options_.connect_timeout,
+                    .silence_timeout = options_.silence_timeout,
+                    .max_idle_connections_per_peer = options_.max_idle_connections_per_peer})) {}
 
   // Any thread.
   void Pull(JobPtr job);
-  size_t idle_connections() const { return n_idle_; }
+  size_t idle_connections() const { return peers_->idle_connections(); }
   void Stop();
 
  private:
@@ -68,30 +56,18 @@ class Client : public std::enable_shared_from_this<Client> {
   /// On a connection kept from an earlier pull, or, when there is none or it proves stale, on a
   /// new one.
   asio::awaitable<absl::StatusOr<Result>> Fetch(JobPtr job);
-  asio::awaitable<absl::Status> Connect(JobPtr job);
-  asio::awaitable<absl::Status> Handshake(FrameSocket& peer);
   asio::awaitable<absl::StatusOr<Result>> Transfer(PullJob& job);
   asio::awaitable<absl::Status> ReceiveChunk(PullJob& job, const Frame& frame,
                                              wire::ChunkSequence& positions);
-  asio::awaitable<absl::StatusOr<std::vector<Tcp::endpoint>>> Resolve(JobPtr job);
   void WatchJob(const JobPtr& job, asio::steady_timer& deadline);
-
-  void Use(const JobPtr& job, SocketPtr peer);
-  void Park(const std::string& address, SocketPtr peer);
-  SocketPtr TakeIdle(const std::string& address);
-  void Forget(const std::string& address, const SocketPtr& peer);
   void Shutdown();
 
   asio::io_context& io_;
   const HandoffClient::Options options_;
-  const absl::StatusOr<std::vector<uint8_t>> hello_;
   const std::shared_ptr<TaskGroup> tasks_;
+  const std::shared_ptr<PeerPool> peers_;
   std::atomic<bool> stopped_ = false;
   std::set<JobPtr> jobs_;
-  /// Connections in use, those saying goodbye included.
-  std::set<SocketPtr> busy_;
-  std::map<std::string, std::vector<SocketPtr>> idle_;
-  std::atomic<size_t> n_idle_ = 0;
 };
 
 void Client::Pull(JobPtr job) {
@@ -114,12 +90,10 @@ asio::awaitable<void> Client::Run(std::shared_ptr<Client> self, JobPtr job) {
   }
   deadline.cancel();
   self->jobs_.erase(job);
-  const SocketPtr peer = std::exchange(job->peer, nullptr);
   absl::Status status = result.status();
-  if (status.ok()) self->Park(job->address, peer);
+  if (status.ok()) self->peers_->Park(*job);
   std::exchange(job->done, nullptr)(std::move(result));
-  if (peer != nullptr && !status.ok()) co_await peer->Abort(std::move(status));
-  self->busy_.erase(peer);
+  if (!status.ok()) co_await self->peers_->Abandon(*job, std::move(status));
 }
 
 void Client::WatchJob(const JobPtr& job, asio::steady_timer& deadline) {
@@ -141,81 +115,15 @@ void Client::WatchJob(const JobPtr& job, asio::steady_timer& deadline) {
 }
 
 asio::awaitable<absl::StatusOr<Result>> Client::Fetch(JobPtr job) {
-  if (SocketPtr kept = TakeIdle(job->address); kept != nullptr) {
+  if (peers_->TakeIdle(*job)) {
+    const SocketPtr kept = job->peer;
     const uint64_t before = kept->bytes_read();
-    Use(job, kept);
     absl::StatusOr<Result> result = co_await Transfer(*job);
     const bool stale = !result.ok() && kept->lost() && kept->bytes_read() == before;
     if (!stale || !job->stopped.ok()) co_return result;
-    kept->Close();
-    busy_.erase(kept);
-    job->peer = nullptr;
   }
-  CO_RETURN_IF_ERROR(co_await Connect(job));
+  CO_RETURN_IF_ERROR(co_await peers_->Connect(*job));
   co_return co_await Transfer(*job);
-}
-
-void Client::Use(const JobPtr& job, SocketPtr peer) {
-  busy_.insert(peer);
-  job->peer = std::move(peer);
-  if (!job->stopped.ok()) job->peer->Interrupt(job->stopped);
-}
-
-asio::awaitable<absl::Status> Client::Connect(JobPtr job) {
-  CO_ASSIGN_OR_RETURN(const std::vector<Tcp::endpoint> endpoints, co_await Resolve(job));
-  Use(job, std::make_shared<FrameSocket>(io_));
-  CO_RETURN_IF_ERROR(
-      co_await job->peer->Connect(endpoints, options_.connect_timeout, options_.silence_timeout));
-  co_return co_await Handshake(*job->peer);
-}
-
-// getaddrinfo may take much longer than we wait for it, and nothing stops it. So its outcome goes
-// to memory of its own, and waiting for it is waiting for a timer that it cancels.
-asio::awaitable<absl::StatusOr<std::vector<Tcp::endpoint>>> Client::Resolve(JobPtr job) {
-  if (!job->stopped.ok()) co_return job->stopped;
-  CO_ASSIGN_OR_RETURN(const Address address, ParseAddress(job->address));
-  boost::system::error_code not_numeric;
-  const auto numeric = asio::ip::make_address(address.host, not_numeric);
-  if (!not_numeric) {
-    co_return std::vector<Tcp::endpoint>(1, Tcp::endpoint(numeric, address.port));
-  }
-  struct Lookup {
-    explicit Lookup(asio::io_context& io) : resolver(io) {}
-    Tcp::resolver resolver;
-    std::vector<Tcp::endpoint> endpoints;
-    std::string error = "no answer in time";
-  };
-  auto lookup = std::make_shared<Lookup>(io_);
-  job->resolving = std::make_shared<asio::steady_timer>(io_);
-  job->resolving->expires_after(absl::ToChronoNanoseconds(options_.connect_timeout));
-  lookup->resolver.async_resolve(
-      address.host, std::to_string(address.port),
-      [lookup, timer = job->resolving](const boost::system::error_code& error,
-                                       const Tcp::resolver::results_type& found) {
-        lookup->error = error ? error.message() : "";
-        for (const auto& entry : found) lookup->endpoints.push_back(entry.endpoint());
-        timer->cancel();
-      });
-  co_await job->resolving->async_wait(asio::as_tuple(asio::use_awaitable));
-  job->resolving = nullptr;
-  if (!job->stopped.ok()) co_return job->stopped;
-  if (!lookup->endpoints.empty()) co_return lookup->endpoints;
-  co_return absl::UnavailableError(
-      absl::StrCat("cannot resolve ", job->address, ": ", lookup->error));
-}
-
-asio::awaitable<absl::Status> Client::Handshake(FrameSocket& peer) {
-  CO_RETURN_IF_ERROR(hello_.status());
-  CO_RETURN_IF_ERROR(co_await peer.Write(*hello_, {}, options_.connect_timeout));
-  const absl::StatusOr<Frame> frame = co_await peer.ReadFrame(options_.connect_timeout);
-  if (!frame.ok()) co_return Annotate(frame.status(), peer.peer());
-  if (frame->header.type != v1::FRAME_TYPE_HELLO) {
-    co_return absl::FailedPreconditionError(
-        absl::StrCat(peer.peer(), " answers HELLO with ", v1::FrameType_Name(frame->header.type)));
-  }
-  v1::Hello hello;
-  CO_RETURN_IF_ERROR(wire::DecodeMeta(frame->meta, hello));
-  co_return CompareIdentity(options_.identity, wire::FromHello(hello));
 }
 
 asio::awaitable<absl::StatusOr<Result>> Client::Transfer(PullJob& job) {
@@ -271,43 +179,6 @@ asio::awaitable<absl::Status> Client::ReceiveChunk(PullJob& job, const Frame& fr
   co_return absl::OkStatus();
 }
 
-void Client::Park(const std::string& address, SocketPtr peer) {
-  busy_.erase(peer);
-  std::vector<SocketPtr>& idle = idle_[address];
-  if (stopped_ || idle.size() >= options_.max_idle_connections_per_peer) {
-    peer->Close();
-    if (idle.empty()) idle_.erase(address);
-    return;
-  }
-  idle.push_back(peer);
-  ++n_idle_;
-  // An idle server says nothing: when it does, or closes, the connection is of no use.
-  peer->WatchIdle([weak_self = weak_from_this(), weak_peer = std::weak_ptr(peer), address] {
-    auto self = weak_self.lock();
-    auto peer = weak_peer.lock();
-    if (self != nullptr && peer != nullptr) self->Forget(address, peer);
-  });
-}
-
-SocketPtr Client::TakeIdle(const std::string& address) {
-  auto found = idle_.find(address);
-  if (found == idle_.end()) return nullptr;
-  SocketPtr peer = std::move(found->second.back());
-  found->second.pop_back();
-  --n_idle_;
-  if (found->second.empty()) idle_.erase(found);
-  peer->StopWatching();
-  return peer;
-}
-
-void Client::Forget(const std::string& address, const SocketPtr& peer) {
-  auto found = idle_.find(address);
-  if (found == idle_.end() || std::erase(found->second, peer) == 0) return;
-  --n_idle_;
-  if (found->second.empty()) idle_.erase(found);
-  peer->Close();
-}
-
 void Client::Stop() {
   if (stopped_.exchange(true)) return;
   tasks_->Post([self = shared_from_this()] { self->Shutdown(); });
@@ -316,12 +187,7 @@ void Client::Stop() {
 
 void Client::Shutdown() {
   for (const JobPtr& job : jobs_) job->Stop(absl::UnavailableError("the worker is stopping"));
-  for (const SocketPtr& peer : busy_) peer->Close();
-  for (const auto& [unused, peers] : idle_) {
-    for (const SocketPtr& peer : peers) peer->Close();
-  }
-  idle_.clear();
-  n_idle_ = 0;
+  peers_->Shutdown();
 }
 
 class HandoffClientImpl final : public HandoffClient {

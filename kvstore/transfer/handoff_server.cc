@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "kvstore/transfer/address.h"
+#include "kvstore/transfer/chunk_session.h"
 #include "kvstore/transfer/frame_socket.h"
 #include "kvstore/transfer/publication.h"
 #include "kvstore/transfer/task_group.h"
@@ -59,7 +60,7 @@ class Server : public std::enable_shared_from_this<Server> {
   /// One connection from its handshake on. `pulled` is what it is sending, for the caller to
   /// release if this fails.
   asio::awaitable<absl::Status> Serve(FrameSocket& peer, OfferPtr* pulled);
-  asio::awaitable<absl::Status> Handshake(FrameSocket& peer);
+  asio::awaitable<absl::Status> Handshake(FrameSocket& peer, bool* chunks_only);
   asio::awaitable<absl::Status> ServePull(FrameSocket& peer, const Frame& request,
                                           OfferPtr* pulled);
   /// Sends all of it and waits for the other side's word; returns only with an error.
@@ -181,21 +182,32 @@ asio::awaitable<void> Server::Session(std::shared_ptr<Server> self, SocketPtr pe
 }
 
 asio::awaitable<absl::Status> Server::Serve(FrameSocket& peer, OfferPtr* pulled) {
-  CO_RETURN_IF_ERROR(co_await Handshake(peer));
+  bool chunks_only = false;
+  CO_RETURN_IF_ERROR(co_await Handshake(peer, &chunks_only));
   for (;;) {
     CO_ASSIGN_OR_RETURN(const Frame frame, co_await peer.ReadFrame(options_.idle_timeout));
-    CO_RETURN_IF_ERROR(co_await ServePull(peer, frame, pulled));
+    if (frame.header.type == v1::FRAME_TYPE_PULL && !chunks_only) {
+      CO_RETURN_IF_ERROR(co_await ServePull(peer, frame, pulled));
+    } else if (frame.header.type == v1::FRAME_TYPE_PULL || options_.chunks == nullptr) {
+      co_return absl::FailedPreconditionError(
+          absl::StrCat("this connection does not serve ", v1::FrameType_Name(frame.header.type)));
+    } else {
+      CO_RETURN_IF_ERROR(co_await AnswerChunkRequest(peer, frame, *options_.chunks, options_.lease));
+    }
   }
 }
 
-asio::awaitable<absl::Status> Server::Handshake(FrameSocket& peer) {
+asio::awaitable<absl::Status> Server::Handshake(FrameSocket& peer, bool* chunks_only) {
   CO_ASSIGN_OR_RETURN(const Frame frame, co_await peer.ReadFrame(options_.handshake_timeout));
   if (frame.header.type != v1::FRAME_TYPE_HELLO) {
     co_return absl::InvalidArgumentError("the first frame must be a HELLO");
   }
   v1::Hello hello;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(frame.meta, hello));
-  CO_RETURN_IF_ERROR(CompareIdentity(options_.identity, wire::FromHello(hello)));
+  *chunks_only = hello.chunks_only();
+  if (!*chunks_only) {
+    CO_RETURN_IF_ERROR(CompareIdentity(options_.identity, wire::FromHello(hello)));
+  }
   co_return co_await peer.Write(hello_, {}, options_.handshake_timeout);
 }
 
@@ -209,10 +221,6 @@ asio::awaitable<absl::Status> ReadVerdict(FrameSocket& peer, const bool* end_sen
 
 asio::awaitable<absl::Status> Server::ServePull(FrameSocket& peer, const Frame& request,
                                                 OfferPtr* pulled) {
-  if (request.header.type != v1::FRAME_TYPE_PULL) {
-    co_return absl::InvalidArgumentError(
-        absl::StrCat("expected a PULL, got ", v1::FrameType_Name(request.header.type)));
-  }
   v1::Pull pull;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(request.meta, pull));
   CO_ASSIGN_OR_RETURN(const OfferPtr offer, Find(pull.handoff_id()));

@@ -9,13 +9,13 @@ namespace tandem::kvstore {
 
 namespace asio = boost::asio;
 
-ReadyChunk::ReadyChunk(std::vector<uint8_t> head, KvChunk chunk,
+ReadyChunk::ReadyChunk(std::vector<uint8_t> head, std::shared_ptr<const KvChunk> chunk,
                        std::shared_ptr<std::atomic<uint64_t>> held_bytes)
     : head_(std::move(head)), chunk_(std::move(chunk)), held_bytes_(std::move(held_bytes)) {
-  *held_bytes_ += chunk_.bytes.size();
+  *held_bytes_ += chunk_->bytes.size();
 }
 
-ReadyChunk::~ReadyChunk() { *held_bytes_ -= chunk_.bytes.size(); }
+ReadyChunk::~ReadyChunk() { *held_bytes_ -= chunk_->bytes.size(); }
 
 OfferedKv::OfferedKv(asio::io_context& io, absl::Duration lease, RequestContextPtr context,
                      Hooks hooks)
@@ -47,17 +47,17 @@ void OfferedKv::ObeyCancellation() {
   });
 }
 
-void OfferedKv::Append(KvChunk chunk) {
+void OfferedKv::Append(std::shared_ptr<const KvChunk> chunk) {
   v1::ChunkHeader meta;
-  meta.set_first_position(chunk.first_position);
-  meta.set_n_tokens(chunk.n_tokens);
-  auto head = wire::EncodeFrame(v1::FRAME_TYPE_CHUNK, meta, chunk.bytes);
+  meta.set_first_position(chunk->first_position);
+  meta.set_n_tokens(chunk->n_tokens);
+  auto head = wire::EncodeFrame(v1::FRAME_TYPE_CHUNK, meta, chunk->bytes);
   std::vector<ChunkPtr> dropped;
   std::lock_guard lock(mutex_);
   if (state_ == State::kReleased) return;
   absl::Status status =
       state_ == State::kOpen ? head.status() : absl::DataLossError("KV chunk after the end");
-  if (status.ok()) status = positions_.Add(chunk.first_position, chunk.n_tokens);
+  if (status.ok()) status = positions_.Add(chunk->first_position, chunk->n_tokens);
   if (!status.ok()) return ReleaseLocked(std::move(status), &dropped);
   chunks_.push_back(
       std::make_shared<const ReadyChunk>(*std::move(head), std::move(chunk), held_bytes_));

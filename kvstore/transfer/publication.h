@@ -23,18 +23,18 @@ namespace tandem::kvstore {
 class ReadyChunk {
  public:
   /// `held_bytes` counts the body for as long as it is in memory.
-  ReadyChunk(std::vector<uint8_t> head, KvChunk chunk,
+  ReadyChunk(std::vector<uint8_t> head, std::shared_ptr<const KvChunk> chunk,
              std::shared_ptr<std::atomic<uint64_t>> held_bytes);
   ~ReadyChunk();
   ReadyChunk(const ReadyChunk&) = delete;
   ReadyChunk& operator=(const ReadyChunk&) = delete;
 
   wire::Bytes head() const { return head_; }
-  wire::Bytes body() const { return chunk_.bytes; }
+  wire::Bytes body() const { return chunk_->bytes; }
 
  private:
   const std::vector<uint8_t> head_;
-  const KvChunk chunk_;
+  const std::shared_ptr<const KvChunk> chunk_;
   const std::shared_ptr<std::atomic<uint64_t>> held_bytes_;
 };
 
@@ -57,7 +57,7 @@ class OfferedKv final : public Publication, public std::enable_shared_from_this<
   /// Releases when the request is cancelled. Call once, when others may see the object.
   void ObeyCancellation();
 
-  void Append(KvChunk chunk) override;
+  void Append(std::shared_ptr<const KvChunk> chunk) override;
   void Finish(HandoffEnd end) override;
   void Abort(absl::Status reason) override;
   /// Enters the state `released`; does nothing when already there.

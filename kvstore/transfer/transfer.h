@@ -19,6 +19,8 @@
 
 namespace tandem::kvstore {
 
+class Store;
+
 /// What a handoff has moved.
 struct HandoffStats {
   uint64_t bytes = 0;
@@ -54,7 +56,8 @@ class Publication {
   virtual ~Publication() = default;
   /// Adds the next chunk: first_position must continue. Ignored after release. Thread-safe, but
   /// the order of calls is the order of chunks.
-  virtual void Append(KvChunk chunk) = 0;
+  virtual void Append(std::shared_ptr<const KvChunk> chunk) = 0;
+  void Append(KvChunk chunk) { Append(std::make_shared<const KvChunk>(std::move(chunk))); }
   /// No more chunks; the lease runs from now.
   virtual void Finish(HandoffEnd end) = 0;
   /// Drops the KV and sends `reason` to the puller, if there is one. Ignored after release.
@@ -68,6 +71,8 @@ class HandoffServer {
     /// host:port to listen on; port 0 chooses a free one.
     std::string listen;
     Identity identity;
+    /// Serves its chunks besides; null: none. Must outlive the server.
+    Store* chunks = nullptr;
     /// How long finished KV waits for its puller, and how long a stalled one is waited for.
     absl::Duration lease = absl::Seconds(30);
     /// More are refused with RESOURCE_EXHAUSTED.

@@ -60,7 +60,9 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const uint8_t, kHeaderBytes> 
     return absl::DataLossError(absl::StrCat("frame's reserved field is ", reserved, ", not 0"));
   }
   header.body_bytes = Load<uint64_t>(at + 16);
-  const uint64_t max_body = header.type == v1::FRAME_TYPE_CHUNK ? kMaxBodyBytes : 0;
+  const bool has_body =
+      header.type == v1::FRAME_TYPE_CHUNK || header.type == v1::FRAME_TYPE_STORE;
+  const uint64_t max_body = has_body ? kMaxBodyBytes : 0;
   if (header.body_bytes > max_body) {
     return absl::DataLossError(absl::StrCat("frame ", v1::FrameType_Name(header.type), " with ",
                                             header.body_bytes, " bytes of body; the limit is ",

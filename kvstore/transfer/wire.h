@@ -22,7 +22,7 @@ namespace tandem::kvstore::wire {
 inline constexpr size_t kHeaderBytes = 32;
 /// The header's last field; the checksum covers what is before it.
 inline constexpr size_t kChecksumOffset = 24;
-inline constexpr uint16_t kVersion = 1;
+inline constexpr uint16_t kVersion = 2;
 inline constexpr uint32_t kMaxMetaBytes = 65536;
 /// Far above any sequence's KV; a length beyond it is damage.
 inline constexpr uint64_t kMaxBodyBytes = uint64_t{1} << 36;

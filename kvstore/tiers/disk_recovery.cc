@@ -1,0 +1,235 @@
+// The disk tier's rarer side: opening, failure and recovery, garbage collection.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "kvstore/tiers/rocks_disk_tier.h"
+
+namespace tandem::kvstore {
+namespace {
+
+// Of the limit: garbage that starts a collection, and what one step of it moves, which takes twice
+// the space until it is done.
+constexpr double kGarbageShare = 0.2, kStepShare = 1.0 / 16;
+constexpr uint64_t kMaxStepBytes = uint64_t{256} << 20;
+
+}  // namespace
+
+// Opening
+
+absl::Status RocksDiskTier::Start() {
+  Dropped dropped;
+  {
+    std::lock_guard write_lock(write_mutex_);
+    absl::Status loaded = LoadIndex();
+    if (absl::IsDataLoss(loaded) && !database_->repaired()) {
+      RETURN_IF_ERROR(database_->Repair());
+      loaded = LoadIndex();
+    }
+    if (loaded.ok() && database_->repaired()) loaded = MatchAfterRepair(dropped);
+    if (!loaded.ok()) {
+      return AtPath(absl::DataLossError(
+          absl::StrCat(absl::string_view(loaded.message()),
+                       "; delete the folder: all in it can be computed again")));
+    }
+    // A disk that takes no writes now may do so later; what is there can be read.
+    if (const absl::Status status = Trim(dropped); !status.ok()) Failed(status).IgnoreError();
+  }
+  thread_ = std::thread([this] { Maintain(); });
+  Tell(dropped);
+  return absl::OkStatus();
+}
+
+// Failure and recovery
+
+absl::Status RocksDiskTier::Failed(const absl::Status& status) {
+  last_error_ = status;
+  bool was_healthy = false;
+  {
+    std::lock_guard lock(mutex_);
+    ++stats_.failures;
+    was_healthy = std::exchange(stats_.healthy, false);
+    const absl::Time now = options_.now();
+    // What fails in between does not put off the next attempt.
+    if (was_healthy || now >= retry_at_) retry_at_ = now + options_.retry_after;
+  }
+  if (was_healthy) {
+    spdlog::warn("disk tier takes no writes path={} reason=\"{}\" retry_after={}", options_.path,
+                 status.ToString(), absl::FormatDuration(options_.retry_after));
+  }
+  return AtPath(status);
+}
+
+void RocksDiskTier::Succeeded() {
+  {
+    std::lock_guard lock(mutex_);
+    if (std::exchange(stats_.healthy, true)) return;
+  }
+  last_error_ = absl::OkStatus();
+  spdlog::info("disk tier takes writes again path={}", options_.path);
+}
+
+absl::Status RocksDiskTier::Recover(Dropped& dropped) {
+  if (!absl::IsDataLoss(last_error_)) {
+    bool reopened = false;
+    RETURN_IF_ERROR(database_->Resume(reopened));
+    if (!reopened) return absl::OkStatus();
+    return database_->repaired() ? MatchAfterRepair(dropped) : MatchIndexToDatabase(dropped);
+  }
+  // A compaction met damage. If values are damaged, it passes once they are deleted; all are read
+  // to find them. Otherwise it was one of RocksDB's own tables.
+  RETURN_IF_ERROR(database_->Reopen());
+  const absl::Status matched = MatchIndexToDatabase(dropped);
+  if (!matched.ok() && !absl::IsDataLoss(matched)) return matched;
+  if (!matched.ok() || DropUnreadable(dropped) == 0) {
+    RETURN_IF_ERROR(database_->Repair());
+    RETURN_IF_ERROR(MatchAfterRepair(dropped));
+  }
+  return WriteAllChanges();
+}
+
+absl::Status RocksDiskTier::LoadIndex() {
+  std::lock_guard lock(mutex_);
+  index_ = {};
+  size_t of_another_kind = 0;
+  RETURN_IF_ERROR(database_->ReadIndex([&](std::string_view name, std::string_view bytes) {
+    const absl::StatusOr<ChunkKey> key = ChunkKey::FromBytes(name);
+    const absl::StatusOr<DiskRecord> record = DiskRecord::Decode(bytes);
+    if (key.ok() && record.ok()) {
+      index_.Insert(*key, *record);
+    } else {
+      ++of_another_kind;
+      if (key.ok()) changed_.insert(*key);
+    }
+  }));
+  if (of_another_kind > 0) {
+    spdlog::warn("disk tier has index records of another kind path={} records={}", options_.path,
+                 of_another_kind);
+  }
+  return absl::OkStatus();
+}
+
+// What the database lost goes from the index; what only the database has will go from there: writes
+// that failed may have succeeded after all.
+absl::Status RocksDiskTier::MatchIndexToDatabase(Dropped& dropped) {
+  absl::flat_hash_set<ChunkKey> there;
+  RETURN_IF_ERROR(database_->ReadIndex([&](std::string_view name, std::string_view) {
+    if (const absl::StatusOr<ChunkKey> key = ChunkKey::FromBytes(name); key.ok())
+      there.insert(*key);
+  }));
+  std::lock_guard lock(mutex_);
+  for (const ChunkKey& key : there) {
+    if (!index_.Find(key)) changed_.insert(key);
+  }
+  Dropped lost;
+  for (const auto& [key, record] : index_.records()) {
+    if (!there.contains(key)) lost.push_back(key);
+  }
+  for (const ChunkKey& key : lost) index_.Erase(key);
+  dropped.insert(dropped.end(), lost.begin(), lost.end());
+  return absl::OkStatus();
+}
+
+absl::Status RocksDiskTier::MatchAfterRepair(Dropped& dropped) {
+  RETURN_IF_ERROR(MatchIndexToDatabase(dropped));
+  DropUnreadable(dropped);
+  std::vector<ChunkKey> left;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [key, record] : index_.records()) left.push_back(key);
+  }
+  spdlog::warn("disk tier repaired path={} chunks_left={}", options_.path, left.size());
+  RETURN_IF_ERROR(WriteAllChanges());
+  std::sort(left.begin(), left.end());
+  return database_->KeepOnly(left);
+}
+
+size_t RocksDiskTier::DropUnreadable(Dropped& dropped) {
+  Dropped all;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [key, record] : index_.records()) all.push_back(key);
+  }
+  size_t found = 0;
+  for (const ChunkKey& key : all) {
+    absl::StatusOr<std::vector<uint8_t>> bytes = database_->Read(key);
+    if (absl::IsUnavailable(bytes.status())) continue;
+    if (bytes.ok() && StoredChunk::Open(*std::move(bytes), key).ok()) continue;
+    std::lock_guard lock(mutex_);
+    if (!index_.Erase(key)) continue;
+    ++found;
+    ++stats_.damaged;
+    changed_.insert(key);
+    dropped.push_back(key);
+  }
+  return found;
+}
+
+absl::Status RocksDiskTier::Trim(Dropped& dropped) {
+  {
+    std::lock_guard lock(mutex_);
+    // Pinned entries may be more than a limit that became smaller: then all else goes.
+    const uint64_t limit = std::max(options_.limit_bytes, index_.pinned_bytes());
+    const auto victims = index_.Victims(0, limit);
+    for (const ChunkKey& key : victims.value_or(Dropped{})) {
+      stats_.evicted_bytes += DiskIndex::SizeOf(index_.Erase(key)->bytes);
+      ++stats_.evictions;
+      changed_.insert(key);
+      dropped.push_back(key);
+    }
+    collect_ = true;
+  }
+  return WriteAllChanges();
+}
+
+// The thread: writes erasures and pins, collects garbage.
+
+void RocksDiskTier::Maintain() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [this] { return stop_ || write_soon_ || collect_; });
+    if (stop_) return;
+    const bool write = std::exchange(write_soon_, false);
+    const bool collect = std::exchange(collect_, false);
+    lock.unlock();
+    if (write) {
+      std::lock_guard write_lock(write_mutex_);
+      if (const absl::Status status = WriteAllChanges(); !status.ok()) {
+        Failed(status).IgnoreError();
+      }
+    }
+    if (collect) CollectGarbage();
+    lock.lock();
+  }
+}
+
+uint64_t RocksDiskTier::GarbageBytes() const {
+  const uint64_t there = database_->BlobBytes();
+  std::lock_guard lock(mutex_);
+  return there - std::min(there, index_.bytes());
+}
+
+void RocksDiskTier::CollectGarbage() {
+  const auto limit = static_cast<double>(options_.limit_bytes);
+  const auto threshold = static_cast<uint64_t>(kGarbageShare * limit);
+  if (GarbageBytes() <= threshold) return;
+  uint64_t step = std::min(static_cast<uint64_t>(kStepShare * limit), kMaxStepBytes);
+  if (const auto free = database_->FreeBytes(); free) {
+    // It needs some before it gives any back.
+    if (*free < 2 * database_->write_buffer_bytes()) return;
+    step = std::min(step, *free / 2);
+  }
+  absl::Status status = database_->AccountForDeletes();
+  // A little further than to where it began, so that it does not begin again with the next write.
+  const uint64_t target = threshold / 4 * 3;
+  while (status.ok() && GarbageBytes() > target && database_->KnownGarbageBytes() > threshold / 2) {
+    status = database_->CollectGarbage(step);
+  }
+  if (status.ok() || absl::IsCancelled(status)) return;
+  std::lock_guard write_lock(write_mutex_);
+  Failed(status).IgnoreError();
+}
+
+}  // namespace tandem::kvstore
