@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/status.h"
@@ -117,6 +118,20 @@ absl::Status SetPrompt(const std::vector<std::string>& operands, Settings& setti
   return absl::OkStatus();
 }
 
+/// "engine 512, memory 1024 (q1)": where cached tokens came from; "" when there are none.
+std::string CacheOrigins(const v1::PromptCache& cache) {
+  std::vector<std::string> parts;
+  const auto add = [&](const char* name, uint32_t n) {
+    if (n > 0) parts.push_back(absl::StrCat(name, " ", n));
+  };
+  add("engine", cache.engine_tokens());
+  add("memory", cache.memory_tokens());
+  add("disk", cache.disk_tokens());
+  add("redis", cache.redis_tokens());
+  add("peer", cache.peer_tokens());
+  return parts.empty() ? "" : absl::StrCat(absl::StrJoin(parts, ", "), " (", cache.level(), ")");
+}
+
 void WriteStats(const v1::GenerateResponse& last, std::ostream& err) {
   const v1::Usage& usage = last.usage();
   const v1::Timings& t = last.timings();
@@ -127,6 +142,10 @@ void WriteStats(const v1::GenerateResponse& last, std::ostream& err) {
                          t.tpot_s() * 1e3, t.total_s() * 1e3)
       << absl::StrFormat("prefill   %s: queued %.1f ms, computed %.1f ms\n", t.prefill_worker(),
                          t.prefill_queue_s() * 1e3, t.prefill_s() * 1e3);
+  if (const std::string origins = CacheOrigins(last.prompt_cache()); !origins.empty()) {
+    err << absl::StrFormat("cache     %s; spared %.1f ms\n", origins,
+                           last.prompt_cache().saved_s() * 1e3);
+  }
   if (t.decode_worker().empty()) return;
   err << absl::StrFormat("handoff   %d bytes in %.1f ms\n", t.handoff_bytes(), t.handoff_s() * 1e3)
       << absl::StrFormat("decode    %s: queued %.1f ms, computed %.1f ms\n", t.decode_worker(),

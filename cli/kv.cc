@@ -1,4 +1,4 @@
-// `tandem kv`: finds the sub-command; and what all of them need.
+// `tandem kv`: finds the sub-command; and what those need that run a model.
 #include "cli/kv.h"
 
 #include <fstream>
@@ -20,6 +20,10 @@ struct SubCommand {
 };
 
 constexpr SubCommand kSubCommands[] = {
+    {"ls", "List the chunks that workers and stores hold.", RunKvLs},
+    {"stat", "Show how full and useful stores are, or what of a prompt is cached.", RunKvStat},
+    {"rm", "Drop chunks.", RunKvRm},
+    {"pin", "Keep chunks from eviction.", RunKvPin},
     {"profile", "Measure a model and write its profile for the KV codec.", RunKvProfile},
     {"eval", "Measure what each level saves and what it costs the model.", RunKvEval},
     {"dump", "Write K and V of a text as NumPy arrays.", RunKvDump},
@@ -27,7 +31,9 @@ constexpr SubCommand kSubCommands[] = {
 
 std::string Help() {
   std::string text =
-      "tandem kv runs a model on a text and looks at its KV cache; it needs no router.\n\n"
+      "tandem kv looks into the stores of a running cluster (ls, stat, rm, pin), or runs a model "
+      "on "
+      "a\ntext itself and looks at its KV cache (profile, eval, dump).\n\n"
       "Usage: tandem kv COMMAND [FLAG]...\n\n";
   for (const SubCommand& command : kSubCommands) {
     absl::StrAppend(&text, "  ", View(command.name), std::string(9 - command.name.size(), ' '),

@@ -1,4 +1,5 @@
-// What `tandem kv`'s sub-commands share: they run a model themselves, without any router.
+// The sub-commands of `tandem kv`, and what those share that run a model themselves, without any
+// router. Those that look into a cluster's stores: kv_nodes.h.
 #pragma once
 
 #include <atomic>
@@ -57,5 +58,9 @@ int RunFlagsOnly(const Command& command, std::span<char* const> args, const Term
 int RunKvDump(std::span<char* const> args, const Terminal& terminal);
 int RunKvEval(std::span<char* const> args, const Terminal& terminal);
 int RunKvProfile(std::span<char* const> args, const Terminal& terminal);
+int RunKvLs(std::span<char* const> args, const Terminal& terminal);
+int RunKvStat(std::span<char* const> args, const Terminal& terminal);
+int RunKvRm(std::span<char* const> args, const Terminal& terminal);
+int RunKvPin(std::span<char* const> args, const Terminal& terminal);
 
 }  // namespace tandem::cli

@@ -1,4 +1,4 @@
-// `tandem status`: a table of the workers that a router knows.
+// `tandem status`: a table of the workers and stores that a router knows.
 #include "base/status.h"
 
 #include <google/protobuf/util/json_util.h>
@@ -10,12 +10,11 @@
 #include "absl/strings/str_format.h"
 #include "cli/client.h"
 #include "cli/interrupt.h"
+#include "cli/table.h"
 #include "tandem/v1/cluster.grpc.pb.h"
 
 namespace tandem::cli {
 namespace {
-
-using Row = std::vector<std::string>;
 
 /// How long the router may take to answer.
 constexpr absl::Duration kTimeout = absl::Seconds(10);
@@ -33,44 +32,39 @@ Command MakeCommand(Settings& settings) {
   return {
       "status",
       "",
-      "Shows the workers that a router knows, and what they are doing.",
+      "Shows the workers and stores that a router knows, and what they are doing.",
       {RouterOption(s->router),
        {"json", "", "Write JSON, one line an answer.", ReadSwitch([s] { s->json = true; })},
        {"watch", "", "Repeat every second until Ctrl-C.", ReadSwitch([s] { s->watch = true; })}}};
 }
 
+std::string PhaseName(v1::Phase phase) {
+  switch (phase) {
+    case v1::PHASE_PREFILL:
+      return "prefill";
+    case v1::PHASE_DECODE:
+      return "decode";
+    case v1::PHASE_STORE:
+      return "store";
+    default:
+      return "?";
+  }
+}
+
 Row WorkerRow(const v1::WorkerState& worker) {
   const v1::WorkerInfo& info = worker.info();
   const v1::WorkerLoad& load = worker.load();
-  const char* phase = info.phase() == v1::PHASE_PREFILL  ? "prefill"
-                      : info.phase() == v1::PHASE_DECODE ? "decode"
-                                                         : "?";
   return {info.name(),
-          phase,
+          PhaseName(info.phase()),
           load.draining() ? "draining" : "ready",
           absl::StrCat(load.running()),
           absl::StrCat(load.waiting()),
           absl::StrFormat("%d/%d", load.kv_used_tokens(), info.kv_capacity_tokens()),
           absl::StrFormat("%.1f", load.tokens_per_s()),
+          absl::StrCat(worker.chunks()),
           absl::StrFormat("%.1f s ago", worker.report_age_s()),
           info.grpc_address(),
           info.model_name()};
-}
-
-std::string Table(const std::vector<Row>& rows) {
-  std::vector<size_t> widths(rows[0].size());
-  for (const Row& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const Row& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) {
-      const bool last = i + 1 == row.size();
-      absl::StrAppend(&text, row[i], std::string(last ? 0 : widths[i] + 2 - row[i].size(), ' '));
-    }
-    absl::StrAppend(&text, "\n");
-  }
-  return text;
 }
 
 void Write(const v1::ListWorkersResponse& response, const Settings& settings,
@@ -87,7 +81,7 @@ void Write(const v1::ListWorkersResponse& response, const Settings& settings,
   }
   if (settings.watch && terminal.out_is_terminal) terminal.out << "\033[H\033[2J";
   std::vector<Row> rows = {{"NAME", "PHASE", "STATE", "RUNNING", "WAITING", "KV TOKENS", "TOKENS/S",
-                            "REPORT", "ADDRESS", "MODEL"}};
+                            "CHUNKS", "REPORT", "ADDRESS", "MODEL"}};
   for (const v1::WorkerState& worker : response.workers()) rows.push_back(WorkerRow(worker));
   std::sort(rows.begin() + 1, rows.end());
   terminal.out << (response.workers().empty() ? "no worker has registered\n" : Table(rows))

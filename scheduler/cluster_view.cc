@@ -7,6 +7,18 @@
 #include "base/status.h"
 
 namespace tandem::scheduler {
+namespace {
+
+/// FNV-1a and splitmix64's last steps: the same in every router, unlike absl's hashes.
+uint64_t Weight(uint64_t hash, const std::string& address) {
+  uint64_t x = hash;
+  for (const char c : address) x = (x ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
 
 uint64_t ClusterView::Add(v1::WorkerInfo info, absl::Time now) {
   std::lock_guard lock(mutex_);
@@ -71,6 +83,27 @@ void ClusterView::Release(const std::string& worker_id) {
   std::lock_guard lock(mutex_);
   auto found = entries_.find(worker_id);
   if (found != entries_.end() && found->second.assigned > 0) --found->second.assigned;
+}
+
+std::string ClusterView::DataAddress(const std::string& worker_id, absl::Time now) const {
+  std::lock_guard lock(mutex_);
+  const auto found = entries_.find(worker_id);
+  if (found == entries_.end() || now - found->second.reported > worker_timeout_) return "";
+  return found->second.info.data_address();
+}
+
+std::string ClusterView::StoreFor(uint64_t hash, absl::Time now) const {
+  std::lock_guard lock(mutex_);
+  std::string address;
+  uint64_t highest = 0;
+  for (const auto& [id, entry] : entries_) {
+    if (!IsUsable(entry, v1::PHASE_STORE, now)) continue;
+    const uint64_t weight = Weight(hash, entry.info.data_address());
+    if (!address.empty() && weight <= highest) continue;
+    highest = weight;
+    address = entry.info.data_address();
+  }
+  return address;
 }
 
 bool ClusterView::Ready(absl::Time now) const {

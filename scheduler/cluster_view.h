@@ -42,6 +42,13 @@ class ClusterView {
   /// The request no longer occupies the worker. Once for each worker of a pair.
   void Release(const std::string& worker_id);
 
+  /// Where the node's data plane is reached; empty when it is not known, or gone.
+  std::string DataAddress(const std::string& worker_id, absl::Time now) const;
+  /// Data address of the store that keeps what hashes to `hash`: the same one for as long as the
+  /// stores are the same, and when one comes or goes only its share moves (rendezvous hashing).
+  /// Empty when there is none.
+  std::string StoreFor(uint64_t hash, absl::Time now) const;
+
   /// True when every phase has a worker that can be chosen.
   bool Ready(absl::Time now) const;
   /// Workers of the phase that can be chosen.

@@ -21,29 +21,17 @@ class ClusterServiceImpl::RegisterCall final
   void Begin() { StartRead(&report_); }
 
  private:
-  // Reads are strictly one after another, and the only write is answered before the second read:
-  // no two reactions run at once.
+  // Either a read or a write is under way: no two reactions run at once.
   void OnReadDone(bool ok) override {
     if (!ok) return Finish(grpc::Status::OK);
     if (report_.has_info() == registered()) {
       return Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
                                  "the first report, and no other, must carry info"));
     }
-    if (registered()) {
-      service_->core_->view().Report(info_.worker_id(), report_.load(), absl::Now());
-      return StartRead(&report_);
-    }
-    if (absl::Status status = Check(report_.info()); !status.ok()) {
-      spdlog::warn("worker refused name={} error=\"{}\"", report_.info().name(),
-                   std::string(status.message()));
-      return Finish(ToGrpc(status));
-    }
-    info_ = report_.info();
-    registration_ = service_->core_->AddWorker(info_);
-    spdlog::info("worker joined worker_id={} phase={} grpc={} data={}", info_.worker_id(),
-                 v1::Phase_Name(info_.phase()), info_.grpc_address(), info_.data_address());
-    response_.set_router_id(service_->router_id_);
-    StartWrite(&response_);
+    if (!registered()) return Join();
+    if (report_.has_chunks()) return Follow(report_.chunks());
+    service_->core_->view().Report(info_.worker_id(), report_.load(), absl::Now());
+    StartRead(&report_);
   }
   void OnWriteDone(bool ok) override {
     if (!ok) return Finish(grpc::Status::OK);
@@ -63,17 +51,57 @@ class ClusterServiceImpl::RegisterCall final
 
   bool registered() const { return registration_ != 0; }
 
+  void Join() {
+    if (absl::Status status = Check(report_.info()); !status.ok()) {
+      spdlog::warn("worker refused name={} error=\"{}\"", report_.info().name(),
+                   std::string(status.message()));
+      return Finish(ToGrpc(status));
+    }
+    info_ = report_.info();
+    registration_ = service_->core_->AddWorker(info_);
+    spdlog::info("worker joined worker_id={} phase={} grpc={} data={}", info_.worker_id(),
+                 v1::Phase_Name(info_.phase()), info_.grpc_address(), info_.data_address());
+    response_.set_router_id(service_->router_id_);
+    StartWrite(&response_);
+  }
+
+  /// Chunk events. Asks once for a snapshot when some were missed; what comes before it is of no
+  /// use.
+  void Follow(const v1::ChunkEvents& events) {
+    if (events.snapshot()) snapshot_asked_ = false;
+    if (snapshot_asked_ || service_->core_->ApplyChunks(info_.worker_id(), registration_, events)) {
+      return StartRead(&report_);
+    }
+    spdlog::warn("chunk events missed worker_id={}; asking for all of them", info_.worker_id());
+    snapshot_asked_ = true;
+    response_.Clear();
+    response_.set_resend_chunks(true);
+    StartWrite(&response_);
+  }
+
   absl::Status Check(const v1::WorkerInfo& info) const {
+    if (info.version() != kVersion) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("version: the worker is ", info.version(), ", this router is ", kVersion));
+    }
+    return info.phase() == v1::PHASE_STORE ? CheckStore(info) : CheckEngine(info);
+  }
+
+  static absl::Status CheckStore(const v1::WorkerInfo& info) {
+    if (info.worker_id().empty() || info.grpc_address().empty() || info.data_address().empty()) {
+      return absl::InvalidArgumentError(
+          "info: worker_id, grpc_address and data_address of a store must be set");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckEngine(const v1::WorkerInfo& info) const {
     const workers::Model& model = service_->core_->model();
     if (info.model_fingerprint() != model.fingerprint()) {
       return absl::FailedPreconditionError(absl::StrCat(
           "model: the worker serves '", info.model_name(), "' (",
           absl::BytesToHexString(info.model_fingerprint()).substr(0, 16), "…), this router '",
           model.name(), "' (", absl::BytesToHexString(model.fingerprint()).substr(0, 16), "…)"));
-    }
-    if (info.version() != kVersion) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("version: the worker is ", info.version(), ", this router is ", kVersion));
     }
     const bool has_phase = info.phase() == v1::PHASE_PREFILL || info.phase() == v1::PHASE_DECODE;
     if (info.worker_id().empty() || info.grpc_address().empty() || !has_phase ||
@@ -90,6 +118,7 @@ class ClusterServiceImpl::RegisterCall final
   v1::RegisterResponse response_;
   v1::WorkerInfo info_;
   uint64_t registration_ = 0;
+  bool snapshot_asked_ = false;
 };
 
 ClusterServiceImpl::ClusterServiceImpl(RouterCore* core)
@@ -110,6 +139,7 @@ grpc::ServerUnaryReactor* ClusterServiceImpl::ListWorkers(grpc::CallbackServerCo
                                                           const v1::ListWorkersRequest*,
                                                           v1::ListWorkersResponse* response) {
   for (v1::WorkerState& state : core_->view().List(absl::Now())) {
+    state.set_chunks(core_->directory().ChunksOf(state.info().worker_id()));
     *response->add_workers() = std::move(state);
   }
   response->set_requests_in_flight(core_->in_flight());

@@ -47,6 +47,7 @@ struct Config {
   uint64_t max_prompt_bytes = 4 << 20;
   uint64_t max_message_bytes = 128 << 20;
   absl::Duration worker_timeout = absl::Seconds(5);
+  absl::Duration ttft_objective = absl::Milliseconds(250);
 
   // Worker.
   std::optional<Phase> phase;
@@ -70,6 +71,20 @@ struct Config {
   uint64_t handoff_buffer_bytes = 1 << 30;
   absl::Duration handoff_lease = absl::Seconds(30);
   absl::Duration report_interval = absl::Milliseconds(250);
+  uint32_t retained_prompts = 8;
+  std::string kv_floor = "auto";
+  std::string kv_profile;
+  uint32_t kv_threads = 1;
+
+  // Worker and store.
+  uint64_t kv_memory_bytes = 1 << 30;
+  std::string kv_disk_path;
+  uint64_t kv_disk_bytes = uint64_t{16} << 30;
+  std::vector<std::string> kv_redis;
+  std::string kv_redis_username;
+  std::string kv_redis_password_file;
+  absl::Duration kv_redis_timeout = absl::Milliseconds(100);
+  absl::Duration kv_redis_ttl = absl::Hours(24);
 };
 
 /// What to print, and the process's exit code, instead of running.
@@ -119,6 +134,8 @@ uint32_t EngineThreads(const Config& config);
 /// `name`, or the host's name; with "-prefill" or "-decode" behind it where the process has both
 /// or the name is the host's.
 std::string WorkerName(const Config& config, Phase phase);
+/// `name`, or the host's name with "-store" behind it.
+std::string StoreName(const Config& config);
 /// The host under which others reach a port that is bound to `listen_address`: advertise_host,
 /// else the address's own host, else (0.0.0.0, ::) the host's name. Brackets around IPv6.
 std::string AdvertisedHost(const Config& config, std::string_view listen_address);

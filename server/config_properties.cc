@@ -26,10 +26,11 @@ std::vector<Property> EveryRole() {
   constexpr Users kUsers = Users::kEveryRole;
   return {
       {"role", kUsers, &Config::role,
-       "What this process is. `all`: a router, a prefill worker and a decode worker, on loopback.",
+       "What this process is. `all`: a router, a prefill worker and a decode worker, on loopback. "
+       "`store`: a node that keeps KV for others and computes nothing.",
        TextKind::kWord, 0, 0, kRoles},
       {"model", kUsers, &Config::model,
-       "The GGUF file to serve. Required. A router reads only its vocabulary.", TextKind::kPath},
+       "The GGUF file to serve. Required, but for a store. A router reads only its vocabulary.", TextKind::kPath},
       {"metrics_listen", kUsers, &Config::metrics_listen,
        "Where Prometheus scrapes `/metrics`. Empty: nowhere.", TextKind::kOptionalListener},
       {"insecure", kUsers, &Config::insecure,
@@ -82,29 +83,19 @@ std::vector<Property> RouterOnly() {
       {"worker_timeout", kUsers, &Config::worker_timeout,
        "A worker that has not reported for so long gets no new requests.", TextKind::kAny,
        10 * kMinute, 100 * kMs},
+      {"ttft_objective", kUsers, &Config::ttft_objective,
+       "The time to first token that is aimed at: cached KV is loaded at the finest level that "
+       "still meets it. 0: as fast as can be.",
+       TextKind::kAny, kHour, 0},
   };
 }
 
-std::vector<Property> WorkerIdentity() {
+std::vector<Property> WorkerPhase() {
   constexpr Users kUsers = Users::kWorker;
   return {
       {"phase", kUsers, &Config::phase,
        "What the worker does. Required for `role: worker`; with `role: all` there is one of each.",
        TextKind::kWord, 0, 0, kPhases},
-      {"name", kUsers, &Config::name,
-       "The worker's name in status, logs and metrics. Empty: the host's name and the phase.",
-       TextKind::kOptionalIdentifier},
-      {"routers", kUsers, &Config::routers,
-       "Every router to report to. Required for `role: worker`.", TextKind::kPeer},
-      {"worker_listen", kUsers, &Config::worker_listen,
-       "Where routers reach the worker, by gRPC. With `role: all`: loopback.", TextKind::kListener},
-      {"data_listen", kUsers, &Config::data_listen,
-       "Where other workers fetch KV from this one. With `role: all`: loopback.",
-       TextKind::kListener},
-      {"advertise_host", kUsers, &Config::advertise_host,
-       "The host under which others reach this worker. Empty: the host of `worker_listen` and "
-       "`data_listen`, or the machine's name where those are 0.0.0.0 or [::].",
-       TextKind::kHost},
   };
 }
 
@@ -155,14 +146,85 @@ std::vector<Property> WorkerLimits() {
        TextKind::kAny, 16 * kTiB, static_cast<int64_t>(kMiB)},
       {"handoff_lease", kUsers, &Config::handoff_lease,
        "KV that nobody has fetched for so long is dropped.", TextKind::kAny, kHour, 100 * kMs},
+  };
+}
+
+std::vector<Property> WorkerReuse() {
+  constexpr Users kUsers = Users::kWorker;
+  return {
+      {"retained_prompts", kUsers, &Config::retained_prompts,
+       "Prompts whose KV stays in the prefill engine after they are done, for the next one that "
+       "begins alike. 0: none.",
+       TextKind::kAny, 64, 0},
+      {"kv_floor",
+       kUsers,
+       &Config::kv_floor,
+       "The coarsest level at which KV is kept and moved. `auto`: `q1` where a profile has measured "
+       "its loss on this very model, else `lossless`.",
+       TextKind::kWord,
+       0,
+       0,
+       {"auto", "lossless", "q1", "q2", "q3", "q4"}},
+      {"kv_profile", kUsers, &Config::kv_profile,
+       "The model's KV profile, as `tandem kv profile` makes it. Empty: the file beside the model "
+       "that has its name and ends in `.kvprofile`, if there is one.",
+       TextKind::kPath},
+      {"kv_threads", kUsers, &Config::kv_threads, "Threads that encode and decode KV.",
+       TextKind::kAny, 256, 1},
+  };
+}
+
+std::vector<Property> NodeIdentity() {
+  constexpr Users kUsers = Users::kKeeper;
+  return {
+      {"name", kUsers, &Config::name,
+       "The node's name in status, logs and metrics. Empty: the host's name and what it does.",
+       TextKind::kOptionalIdentifier},
+      {"routers", kUsers, &Config::routers,
+       "Every router to report to. Required for the roles `worker` and `store`.", TextKind::kPeer},
+      {"worker_listen", kUsers, &Config::worker_listen,
+       "Where routers and operators reach the node, by gRPC. With `role: all`: loopback.", TextKind::kListener},
+      {"data_listen", kUsers, &Config::data_listen,
+       "Where other nodes fetch KV from this one. With `role: all`: loopback.",
+       TextKind::kListener},
+      {"advertise_host", kUsers, &Config::advertise_host,
+       "The host under which others reach this node. Empty: the host of `worker_listen` and "
+       "`data_listen`, or the machine's name where those are 0.0.0.0 or [::].",
+       TextKind::kHost},
       {"report_interval", kUsers, &Config::report_interval,
-       "How often a worker reports its load to the routers.", TextKind::kAny, kMinute, 10 * kMs},
+       "How often a node reports its load, and what it holds, to the routers.", TextKind::kAny,
+       kMinute, 10 * kMs},
+  };
+}
+
+std::vector<Property> KvStore() {
+  constexpr Users kUsers = Users::kKeeper;
+  return {
+      {"kv_memory_bytes", kUsers, &Config::kv_memory_bytes,
+       "Memory for cached KV. 0: nothing is cached.", TextKind::kAny, 16 * kTiB, 0},
+      {"kv_disk_path", kUsers, &Config::kv_disk_path,
+       "A folder for cached KV that survives a restart. Empty: none.", TextKind::kPath},
+      {"kv_disk_bytes", kUsers, &Config::kv_disk_bytes, "Room for cached KV on disk.",
+       TextKind::kAny, 1024 * kTiB, static_cast<int64_t>(kMiB)},
+      {"kv_redis", kUsers, &Config::kv_redis,
+       "A Redis, or some nodes of a Redis Cluster, that several machines share as a further tier. "
+       "Empty: none.",
+       TextKind::kPeer},
+      {"kv_redis_username", kUsers, &Config::kv_redis_username, "Its user. Empty: the default one."},
+      {"kv_redis_password_file", kUsers, &Config::kv_redis_password_file,
+       "A file with its password. Empty: none.", TextKind::kPath},
+      {"kv_redis_timeout", kUsers, &Config::kv_redis_timeout,
+       "No operation on Redis is waited for longer.", TextKind::kAny, kMinute, kMs},
+      {"kv_redis_ttl", kUsers, &Config::kv_redis_ttl,
+       "Chunks that were not written anew for so long leave Redis. 0: never.", TextKind::kAny,
+       24 * 365 * kHour, 0},
   };
 }
 
 std::vector<Property> MakeTable() {
   std::vector<Property> all;
-  for (auto part : {EveryRole(), RouterOnly(), WorkerIdentity(), WorkerEngine(), WorkerLimits()}) {
+  for (auto part : {EveryRole(), RouterOnly(), WorkerPhase(), WorkerEngine(), WorkerLimits(),
+                    WorkerReuse(), NodeIdentity(), KvStore()}) {
     std::move(part.begin(), part.end(), std::back_inserter(all));
   }
   return all;

@@ -16,8 +16,9 @@
 
 namespace tandem::server {
 
-/// Which roles read a property. Others accept it, so that all nodes can share one file.
-enum class Users { kEveryRole, kRouter, kWorker };
+/// Which roles read a property (kKeeper: workers and stores). Others accept it, so that all nodes
+/// can share one file.
+enum class Users { kEveryRole, kRouter, kWorker, kKeeper };
 
 /// What may stand in a text, beyond being text.
 enum class TextKind {

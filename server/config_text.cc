@@ -22,7 +22,8 @@ struct Group {
 };
 
 constexpr std::array kGroups = {Group{Users::kEveryRole, "Every role"},
-                                Group{Users::kRouter, "Routers"}, Group{Users::kWorker, "Workers"}};
+                                Group{Users::kRouter, "Routers"}, Group{Users::kWorker, "Workers"},
+                                Group{Users::kKeeper, "Workers and stores"}};
 
 constexpr char kIntroduction[] =
     R"(tandemd serves a language model (GGUF), with prefill and decode on workers of their own.

@@ -36,30 +36,29 @@ absl::Status ValidateListeners(const Config& config) {
   RETURN_IF_ERROR(ValidateListener(config, "metrics_listen", config.metrics_listen));
   if (HasRouter(config)) RETURN_IF_ERROR(ValidateListener(config, "listen", config.listen));
   // The workers of `all` listen on loopback, whatever is written for those of their own process.
-  if (config.role != Role::kWorker) return absl::OkStatus();
+  if (config.role != Role::kWorker && config.role != Role::kStore) return absl::OkStatus();
   RETURN_IF_ERROR(ValidateListener(config, "worker_listen", config.worker_listen));
   return ValidateListener(config, "data_listen", config.data_listen);
 }
 
 absl::Status ValidateRole(const Config& config) {
   const std::string role(RoleName(config.role));
-  if (config.role == Role::kStore) {
-    return absl::UnimplementedError(
-        "role is 'store', which is not available in this version; allowed is one of all, router, "
-        "worker");
-  }
-  if (config.model.empty()) {
+  const bool store = config.role == Role::kStore;
+  if (config.model.empty() && !store) {
     return absl::InvalidArgumentError(
         absl::StrCat("model is not set; role '", role, "' needs it: the path of a GGUF file"));
   }
-  if (config.role != Role::kWorker) return absl::OkStatus();
-  if (!config.phase) {
+  if (config.role != Role::kWorker && !store) return absl::OkStatus();
+  if (!config.phase && !store) {
     return absl::InvalidArgumentError(
         "phase is not set; role 'worker' needs it: one of prefill, decode");
   }
   if (config.routers.empty()) {
-    return absl::InvalidArgumentError(
-        "routers is empty; role 'worker' needs at least one router to report to, host:port");
+    return absl::InvalidArgumentError(absl::StrCat(
+        "routers is empty; role '", role, "' needs at least one router to report to, host:port"));
+  }
+  if (store && config.kv_memory_bytes == 0) {
+    return absl::InvalidArgumentError("kv_memory_bytes is 0; role 'store' needs some memory");
   }
   return absl::OkStatus();
 }
@@ -84,6 +83,14 @@ absl::Status ValidateSizes(const Config& config) {
                      absl::StrJoin(kPlain, ", ")));
   }
   return absl::OkStatus();
+}
+
+absl::Status ValidateStore(const Config& config) {
+  if (config.kv_memory_bytes > 0) return absl::OkStatus();
+  if (config.kv_disk_path.empty() && config.kv_redis.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "kv_memory_bytes is 0, so nothing is cached, but ",
+      config.kv_redis.empty() ? "kv_disk_path" : "kv_redis", " is set"));
 }
 
 absl::Status ValidateRouter(const Config& config) {
@@ -118,6 +125,7 @@ absl::Status Validate(const Config& config) {
   RETURN_IF_ERROR(ValidateListeners(config));
   if (HasRouter(config)) RETURN_IF_ERROR(ValidateRouter(config));
   if (HasWorker(config)) RETURN_IF_ERROR(ValidateSizes(config));
+  if (config.role != Role::kRouter) RETURN_IF_ERROR(ValidateStore(config));
   // On one process only: a worker's file says nothing about its routers' patience.
   if (config.role == Role::kAll && config.worker_timeout < 2 * config.report_interval) {
     return absl::InvalidArgumentError(absl::StrCat("worker_timeout is ",
@@ -164,6 +172,10 @@ std::string WorkerName(const Config& config, Phase phase) {
   const std::string suffix = absl::StrCat("-", View(PhaseName(phase)));
   if (config.name.empty()) return HostName() + suffix;
   return config.role == Role::kAll ? config.name + suffix : config.name;
+}
+
+std::string StoreName(const Config& config) {
+  return config.name.empty() ? HostName() + "-store" : config.name;
 }
 
 std::string AdvertisedHost(const Config& config, std::string_view listen_address) {

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <utility>
@@ -33,16 +35,61 @@ workers::EngineOptions EngineOptionsFor(const Config& config, Phase phase,
   options.use =
       prefill ? workers::EngineOptions::Use::kPrefill : workers::EngineOptions::Use::kDecode;
   options.context_tokens = ContextTokens(config, model);
-  options.max_sequences = prefill ? config.prefill_sequences : config.decode_sequences;
+  options.max_sequences = config.decode_sequences;
+  if (prefill) {
+    options.max_sequences = config.prefill_sequences;
+    if (config.kv_memory_bytes > 0) options.max_sequences += config.retained_prompts;
+  }
   options.step_tokens = config.step_tokens;
   // Prompts stay only while they are computed: two of full length keep the steps full.
   if (prefill) {
-    options.kv_tokens = uint64_t{options.context_tokens} * std::min(2u, options.max_sequences);
+    options.kv_tokens = uint64_t{options.context_tokens} * std::min(2u, config.prefill_sequences);
   }
   options.k_type = config.k_type;
   options.v_type = config.v_type;
   options.flash_attention = config.flash_attention;
   options.threads = EngineThreads(config);
+  return options;
+}
+
+/// The profile that is named, or the one beside the model; null when there is none.
+absl::StatusOr<std::shared_ptr<const kvstore::codec::Profile>> LoadProfile(const Config& config) {
+  namespace fs = std::filesystem;
+  const fs::path path = config.kv_profile.empty()
+                            ? fs::path(config.model).replace_extension(".kvprofile")
+                            : fs::path(config.kv_profile);
+  std::error_code ignored;
+  if (config.kv_profile.empty() && !fs::exists(path, ignored)) return nullptr;
+  std::ifstream in(path, std::ios::binary);
+  const std::vector<char> bytes((std::istreambuf_iterator<char>(in)), {});
+  if (!in.good() && !in.eof()) {
+    return absl::NotFoundError(absl::StrCat("kv_profile: cannot read ", path.string()));
+  }
+  auto profile = kvstore::codec::ParseProfile(
+      {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+  if (!profile.ok()) return Annotate(profile.status(), absl::StrCat("kv_profile ", path.string()));
+  return std::make_shared<const kvstore::codec::Profile>(*std::move(profile));
+}
+
+absl::StatusOr<kvstore::StoreOptions> StoreOptionsFor(const Config& config) {
+  kvstore::StoreOptions options{.memory_bytes = config.kv_memory_bytes};
+  if (!config.kv_disk_path.empty()) {
+    options.disk.emplace();
+    options.disk->path = config.kv_disk_path;
+    options.disk->limit_bytes = config.kv_disk_bytes;
+  }
+  if (config.kv_redis.empty()) return options;
+  options.redis.emplace();
+  options.redis->nodes = config.kv_redis;
+  options.redis->username = config.kv_redis_username;
+  options.redis->timeout = config.kv_redis_timeout;
+  options.redis->ttl = config.kv_redis_ttl;
+  if (config.kv_redis_password_file.empty()) return options;
+  std::ifstream in(config.kv_redis_password_file);
+  if (!std::getline(in, options.redis->password)) {
+    return absl::NotFoundError(absl::StrCat("kv_redis_password_file: cannot read a password from ",
+                                            config.kv_redis_password_file));
+  }
   return options;
 }
 
@@ -61,6 +108,11 @@ absl::Status Daemon::StartParts() {
     ASSIGN_OR_RETURN(metrics_server_, MetricsServer::Start(config_.metrics_listen));
     metrics_server_->Add(registry);
   }
+  if (config_.role != Role::kRouter) RETURN_IF_ERROR(StartStore());
+  if (config_.role == Role::kStore) {
+    RETURN_IF_ERROR(StartStoreNode(registry));
+    return config_.port_file.empty() ? absl::OkStatus() : WritePortFile();
+  }
   const Stopwatch loading;
   ASSIGN_OR_RETURN(const std::shared_ptr<const workers::Model> model,
                    workers::Model::Load({.path = config_.model,
@@ -74,7 +126,8 @@ absl::Status Daemon::StartParts() {
                                              .retry_after = config_.retry_after,
                                              .max_prompt_bytes = config_.max_prompt_bytes,
                                              .max_message_bytes = config_.max_message_bytes,
-                                             .worker_timeout = config_.worker_timeout},
+                                             .worker_timeout = config_.worker_timeout,
+                                             .ttft_objective = config_.ttft_objective},
                                             model, registry));
   }
   if (config_.role == Role::kAll) {
@@ -86,6 +139,29 @@ absl::Status Daemon::StartParts() {
     RETURN_IF_ERROR(StartWorker(*config_.phase, config_.routers, model, registry));
   }
   return config_.port_file.empty() ? absl::OkStatus() : WritePortFile();
+}
+
+absl::Status Daemon::StartStore() {
+  // A decode worker computes no prompts: it has nothing to keep.
+  const bool decode_only = config_.role == Role::kWorker && *config_.phase == Phase::kDecode;
+  if (config_.kv_memory_bytes == 0 || decode_only) return absl::OkStatus();
+  ASSIGN_OR_RETURN(kvstore::StoreOptions options, StoreOptionsFor(config_));
+  ASSIGN_OR_RETURN(store_, kvstore::Store::Open(std::move(options)));
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::StartStoreNode(const std::shared_ptr<prometheus::Registry>& registry) {
+  workers::StoreNodeOptions options;
+  options.name = StoreName(config_);
+  options.grpc_listen = config_.worker_listen;
+  options.data_listen = config_.data_listen;
+  options.grpc_advertised_host = AdvertisedHost(config_, options.grpc_listen);
+  options.data_advertised_host = AdvertisedHost(config_, options.data_listen);
+  options.routers = config_.routers;
+  options.report_interval = config_.report_interval;
+  ASSIGN_OR_RETURN(store_node_,
+                   workers::StoreNode::Start(std::move(options), store_.get(), registry));
+  return absl::OkStatus();
 }
 
 absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& routers,
@@ -110,6 +186,16 @@ absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& ro
   options.handoff_buffer_bytes = config_.handoff_buffer_bytes;
   options.handoff_lease = config_.handoff_lease;
   options.report_interval = config_.report_interval;
+  options.prefill_sequences = config_.prefill_sequences;
+  if (phase == Phase::kPrefill && store_ != nullptr) {
+    options.store = store_.get();
+    options.cache.chunk_tokens = config_.chunk_tokens;
+    options.cache.codec_threads = config_.kv_threads;
+    ASSIGN_OR_RETURN(options.cache.profile, LoadProfile(config_));
+    if (config_.kv_floor != "auto") {
+      ASSIGN_OR_RETURN(options.cache.floor, kvstore::codec::ParseLevel(config_.kv_floor));
+    }
+  }
   ASSIGN_OR_RETURN(auto worker, workers::Worker::Start(std::move(options), model, registry));
   workers_.push_back(std::move(worker));
   return absl::OkStatus();
@@ -125,6 +211,9 @@ absl::Status Daemon::WritePortFile() const {
   nlohmann::json ports;
   if (router_ != nullptr) ports["router"] = router_->port();
   if (metrics_server_ != nullptr) ports["metrics"] = metrics_server_->port();
+  if (store_node_ != nullptr) {
+    ports["store"] = {{"grpc", store_node_->grpc_port()}, {"data", store_node_->data_port()}};
+  }
   for (const auto& worker : workers_) {
     ports["workers"].push_back({{"grpc", worker->grpc_port()}, {"data", worker->data_port()}});
   }
@@ -155,11 +244,12 @@ void Daemon::Drain() {
     router_->Drain();
   } else {
     for (const auto& worker : workers_) worker->Drain();
+    if (store_node_ != nullptr) store_node_->Drain();
   }
   // A worker stays for a moment longer than its last request: one may be on its way from a router
   // that has not read yet that the worker drains.
   const double quiet_s =
-      config_.role == Role::kWorker ? absl::ToDoubleSeconds(config_.report_interval) : 0;
+      config_.role == Role::kWorker || config_.role == Role::kStore ? absl::ToDoubleSeconds(config_.report_interval) : 0;
   const Stopwatch waited;
   Stopwatch quiet;
   while (waited.seconds() < absl::ToDoubleSeconds(config_.drain_timeout)) {
@@ -177,6 +267,7 @@ void Daemon::Drain() {
 Daemon::~Daemon() {
   if (router_ != nullptr) router_->Stop();
   for (const auto& worker : workers_) worker->Stop();
+  if (store_node_ != nullptr) store_node_->Stop();
 }
 
 }  // namespace tandem::server

@@ -8,6 +8,7 @@
 #include "server/config.h"
 #include "server/metrics_server.h"
 #include "server/router.h"
+#include "workers/store_node.h"
 #include "workers/worker.h"
 
 namespace tandem::server {
@@ -29,6 +30,8 @@ class Daemon {
   absl::Status StartWorker(Phase phase, const std::vector<std::string>& routers,
                            const std::shared_ptr<const workers::Model>& model,
                            const std::shared_ptr<prometheus::Registry>& registry);
+  absl::Status StartStore();
+  absl::Status StartStoreNode(const std::shared_ptr<prometheus::Registry>& registry);
   absl::Status WritePortFile() const;
   // Until `router_` has workers for both phases.
   void WaitReady();
@@ -36,6 +39,8 @@ class Daemon {
   const Config config_;
   // Destroyed from the last to the first: the router before the workers that it uses.
   std::unique_ptr<MetricsServer> metrics_server_;
+  std::unique_ptr<kvstore::Store> store_;
+  std::unique_ptr<workers::StoreNode> store_node_;
   std::vector<std::unique_ptr<workers::Worker>> workers_;
   std::unique_ptr<Router> router_;
 };

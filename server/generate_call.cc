@@ -12,6 +12,9 @@
 namespace tandem::server {
 namespace {
 
+/// Of a prompt's chunks; more would hardly help.
+constexpr int kMaxHolders = 3;
+
 std::string NewHandoffId() {
   std::random_device random;
   std::string id(16, '\0');
@@ -165,6 +168,11 @@ void GenerateCall::StartPrefill(std::shared_ptr<v1::WorkerService::Stub> stub) {
   *message.mutable_sampling() = request_.sampling;
   message.set_max_tokens(request_.max_tokens);
   message.set_handoff_id(handoff_id_);
+  message.set_kv_floor(std::string(kvstore::codec::LevelName(request_.kv_floor)));
+  message.set_bypass_cache(request_.bypass_cache);
+  message.set_ttft_left_s(absl::ToDoubleSeconds(core_->options().ttft_objective) -
+                          since_arrival_.seconds());
+  if (!request_.bypass_cache) PointToChunks(message);
   prefill_ = std::make_shared<WorkerStream<v1::PrefillEvent>>(
       [self = Self()](v1::PrefillEvent& event) { self->OnPrefillEvent(event); },
       [self = Self(), stub](const grpc::Status& status) {
@@ -175,6 +183,26 @@ void GenerateCall::StartPrefill(std::shared_ptr<v1::WorkerService::Stub> stub) {
   }
   stub->async()->Prefill(&prefill_->context(), &message, prefill_.get());
   prefill_->Start();
+}
+
+void GenerateCall::PointToChunks(v1::PrefillRequest& message) const {
+  const v1::WorkerInfo& prefill = pair_.prefill;
+  if (prefill.kv_namespace().empty() || prefill.chunk_tokens() == 0) return;
+  const auto ids = kvstore::ChunkIds(prefill.kv_namespace(), request_.tenant, request_.tokens,
+                                     prefill.chunk_tokens());
+  if (ids.empty()) return;
+  const absl::Time now = absl::Now();
+  const auto prefix = core_->directory().Find(ids, request_.kv_floor);
+  for (const auto& node : prefix.nodes) {
+    if (node.worker_id == prefill.worker_id()) continue;
+    const std::string address = core_->view().DataAddress(node.worker_id, now);
+    if (address.empty()) continue;
+    v1::ChunkHolder& holder = *message.add_holders();
+    holder.set_data_address(address);
+    holder.set_n_chunks(prefix.n_chunks);
+    if (message.holders_size() == kMaxHolders) break;
+  }
+  message.set_store_address(core_->view().StoreFor(ids[0].Hash(), now));
 }
 
 void GenerateCall::StartDecode() {
@@ -222,7 +250,11 @@ void GenerateCall::OnPrefillEvent(const v1::PrefillEvent& event) {
 void GenerateCall::OnFirstToken(const v1::FirstToken& first) {
   has_first_token_ = true;
   timings_.set_prefill_s(first.prefill_s());
-  usage_.set_cached_tokens(first.cached_tokens());
+  prompt_cache_ = first.prompt_cache();
+  usage_.set_cached_tokens(prompt_cache_.engine_tokens() + prompt_cache_.memory_tokens() +
+                           prompt_cache_.disk_tokens() + prompt_cache_.redis_tokens() +
+                           prompt_cache_.peer_tokens());
+  prompt_cache_.set_computed_tokens(usage_.prompt_tokens() - usage_.cached_tokens());
   core_->metrics().RouterOverheadSeconds(
       std::max(0.0, since_arrival_.seconds() - timings_.prefill_queue_s() - timings_.prefill_s()));
   if (first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
@@ -292,6 +324,7 @@ void GenerateCall::FillLast(v1::GenerateResponse& last, v1::FinishReason reason)
   if (generated_ > 1) timings_.set_tpot_s((last_token_s_ - first_token_s_) / (generated_ - 1));
   timings_.set_total_s(since_arrival_.seconds());
   *last.mutable_timings() = timings_;
+  *last.mutable_prompt_cache() = prompt_cache_;
 }
 
 void GenerateCall::Fail(const absl::Status& status) {

@@ -47,6 +47,8 @@ class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBu
  private:
   absl::Status Dispatch();
   void StartPrefill(std::shared_ptr<v1::WorkerService::Stub> stub);
+  // Tells the prefill worker who holds the prompt's chunks, and who should keep new ones.
+  void PointToChunks(v1::PrefillRequest& message) const;
   void StartDecode();
   v1::RequestHeader Header() const;
 
@@ -98,6 +100,7 @@ class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBu
   double first_token_s_ = 0, last_token_s_ = 0, dispatched_s_ = 0;
   v1::Timings timings_;
   v1::Usage usage_;
+  v1::PromptCache prompt_cache_;
 };
 
 }  // namespace tandem::server

@@ -236,6 +236,12 @@ absl::StatusOr<CheckedRequest> CheckGenerateRequest(const v1::GenerateRequest& r
     checked.sampling.set_seed((uint64_t{random()} << 32) | random());
   }
   checked.stops.assign(request.stop().begin(), request.stop().end());
+  if (!request.kv_floor().empty()) {
+    const auto floor = kvstore::codec::ParseLevel(request.kv_floor());
+    if (!floor.ok()) return Annotate(floor.status(), "kv_floor");
+    checked.kv_floor = *floor;
+  }
+  checked.bypass_cache = request.bypass_cache();
   ASSIGN_OR_RETURN(checked.tokens, PromptTokens(request, limits, model));
   // The last token needs no place in the context: nothing comes after it.
   const uint32_t room = limits.context_tokens - static_cast<uint32_t>(checked.tokens.size()) + 1;

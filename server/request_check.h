@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kvstore/codec/level.h"
 #include "tandem/v1/inference.pb.h"
 #include "workers/engine/model.h"
 
@@ -33,6 +34,9 @@ struct CheckedRequest {
   /// At least 1, and clipped so that prompt and output fit the context.
   uint32_t max_tokens = 0;
   std::vector<std::string> stops;
+  /// The coarsest level that cached KV may have.
+  kvstore::codec::Level kv_floor = kvstore::codec::Level::kQ4;
+  bool bypass_cache = false;
 };
 
 /// Decodes a serialized GenerateRequest. INVALID_ARGUMENT, naming the field, when a string is not

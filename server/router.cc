@@ -68,9 +68,8 @@ RequestLimits RouterCore::Limits() const {
   {
     std::lock_guard lock(mutex_);
     for (const auto& [id, connection] : connections_) {
-      if (context_tokens == 0 || connection.context_tokens < context_tokens) {
-        context_tokens = connection.context_tokens;
-      }
+      const uint32_t own = connection.context_tokens;
+      if (own != 0 && (context_tokens == 0 || own < context_tokens)) context_tokens = own;
     }
   }
   if (context_tokens == 0) context_tokens = model_->training_context_tokens();
@@ -86,23 +85,39 @@ std::shared_ptr<v1::WorkerService::Stub> RouterCore::WorkerStub(const std::strin
 }
 
 uint64_t RouterCore::AddWorker(const v1::WorkerInfo& info) {
+  std::lock_guard membership(membership_mutex_);
   const uint64_t registration = view_.Add(info, absl::Now());
-  auto channel = MakeChannel(info.grpc_address());
-  channel->GetState(/*try_to_connect=*/true);  // the first request must not wait for it
+  Connection connection{.registration = registration, .context_tokens = info.context_tokens()};
+  if (info.phase() != v1::PHASE_STORE) {
+    auto channel = MakeChannel(info.grpc_address());
+    channel->GetState(/*try_to_connect=*/true);  // the first request must not wait for it
+    connection.stub = v1::WorkerService::NewStub(std::move(channel));
+  }
   std::lock_guard lock(mutex_);
-  connections_[info.worker_id()] = {.registration = registration,
-                                    .context_tokens = info.context_tokens(),
-                                    .stub = v1::WorkerService::NewStub(std::move(channel))};
+  connections_[info.worker_id()] = std::move(connection);
   return registration;
 }
 
 void RouterCore::RemoveWorker(const std::string& worker_id, uint64_t registration) {
+  std::lock_guard membership(membership_mutex_);
   view_.Remove(worker_id, registration);
-  std::lock_guard lock(mutex_);
-  auto found = connections_.find(worker_id);
-  if (found != connections_.end() && found->second.registration == registration) {
+  {
+    std::lock_guard lock(mutex_);
+    auto found = connections_.find(worker_id);
+    if (found == connections_.end() || found->second.registration != registration) return;
     connections_.erase(found);
   }
+  directory_.Forget(worker_id);
+}
+
+bool RouterCore::ApplyChunks(const std::string& worker_id, uint64_t registration,
+                             const v1::ChunkEvents& events) {
+  {
+    std::lock_guard lock(mutex_);
+    auto found = connections_.find(worker_id);
+    if (found == connections_.end() || found->second.registration != registration) return true;
+  }
+  return directory_.Apply(worker_id, events);
 }
 
 Router::Router(RouterOptions options, std::shared_ptr<const workers::Model> model,
@@ -146,6 +161,8 @@ void Router::Watch() {
     const absl::Time now = absl::Now();
     core_.metrics().Workers("prefill", core_.view().Usable(v1::PHASE_PREFILL, now));
     core_.metrics().Workers("decode", core_.view().Usable(v1::PHASE_DECODE, now));
+    core_.metrics().Workers("store", core_.view().Usable(v1::PHASE_STORE, now));
+    core_.metrics().DirectoryChunks(core_.directory().size());
     const bool should_serve = !draining_ && core_.view().Ready(now);
     if (should_serve != serving) {
       serving = should_serve;

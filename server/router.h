@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/grpc_server.h"
+#include "scheduler/chunk_directory.h"
 #include "scheduler/cluster_view.h"
 #include "server/request_check.h"
 #include "server/router_metrics.h"
@@ -33,6 +34,7 @@ struct RouterOptions {
   uint64_t max_prompt_bytes = 4 << 20;
   uint64_t max_message_bytes = 128 << 20;
   absl::Duration worker_timeout = absl::Seconds(5);
+  absl::Duration ttft_objective = absl::Milliseconds(250);
 };
 
 /// What the services and calls of one router share. Thread-safe.
@@ -46,6 +48,8 @@ class RouterCore {
   const std::shared_ptr<const workers::Model>& shared_model() const { return model_; }
   scheduler::ClusterView& view() { return view_; }
   const scheduler::ClusterView& view() const { return view_; }
+  /// Which chunks the workers and stores hold, as far as they have told.
+  const scheduler::ChunkDirectory& directory() const { return directory_; }
   RouterMetrics& metrics() { return metrics_; }
 
   /// Counts a request in. UNAVAILABLE while draining, RESOURCE_EXHAUSTED when max_requests are in
@@ -64,24 +68,34 @@ class RouterCore {
   /// The limits that hold now; context_tokens is the smallest among the workers.
   RequestLimits Limits() const;
 
-  /// A worker's service, from AddWorker until RemoveWorker; null when it is gone.
+  /// A worker's service, from AddWorker until RemoveWorker; null when it is gone, and for a store.
   std::shared_ptr<v1::WorkerService::Stub> WorkerStub(const std::string& worker_id);
-  /// A worker registered; returns the registration's number. Connects to it.
+  /// A worker or store registered; returns the registration's number. Connects to a worker.
   uint64_t AddWorker(const v1::WorkerInfo& info);
+  /// Forgets it and its chunks, unless it has registered again since.
   void RemoveWorker(const std::string& worker_id, uint64_t registration);
+  /// What a worker or store tells of its chunks. False: it must send a snapshot. Ignored (true)
+  /// when it has registered again since.
+  bool ApplyChunks(const std::string& worker_id, uint64_t registration,
+                   const v1::ChunkEvents& events);
 
  private:
   struct Connection {
     uint64_t registration = 0;
+    // 0 for a store.
     uint32_t context_tokens = 0;
     std::shared_ptr<v1::WorkerService::Stub> stub;
   };
   const RouterOptions options_;
   const std::shared_ptr<const workers::Model> model_;
   scheduler::ClusterView view_;
+  scheduler::ChunkDirectory directory_;
   RouterMetrics metrics_;
   std::atomic<uint32_t> in_flight_{0};
   std::atomic<bool> draining_{false};
+  // Held while a worker comes or goes, before mutex_: forgetting its chunks takes milliseconds, for
+  // which requests must not wait, but its next registration must.
+  std::mutex membership_mutex_;
   mutable std::mutex mutex_;
   std::condition_variable no_calls_;
   uint32_t live_calls_ = 0;                        // guarded by mutex_

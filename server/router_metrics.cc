@@ -27,7 +27,7 @@ using prometheus::Labels;
 constexpr std::array kStages = {"prefill_queue", "prefill", "handoff", "decode_queue", "decode"};
 constexpr std::array kReasons = {"other",   "queue_full", "draining", "no_worker",
                                  "invalid", "tenant",     "model"};
-constexpr std::array kPhases = {"prefill", "decode"};
+constexpr std::array kPhases = {"prefill", "decode", "store"};
 constexpr char kOtherTenant[] = "other";
 
 /// Seconds that a router adds: mostly below a millisecond, where vLLM has no bucket.
@@ -60,6 +60,11 @@ struct RouterMetrics::Families {
                   .Help("Most requests in flight")
                   .Register(registry)
                   .Add(labels)),
+        directory_chunks(BuildGauge()
+                             .Name("tandem_router_directory_chunks")
+                             .Help("Chunks that some worker or store is known to hold")
+                             .Register(registry)
+                             .Add(labels)),
         overhead(BuildHistogram()
                      .Name("tandem_router_overhead_seconds")
                      .Help("What the router itself adds to a first token")
@@ -126,7 +131,7 @@ struct RouterMetrics::Families {
 
   const Labels labels;
   Family<Counter>& ended;
-  Gauge &in_flight, &limit;
+  Gauge &in_flight, &limit, &directory_chunks;
   Histogram& overhead;
   std::vector<Counter*> rejected;         // as kReasons
   std::vector<Gauge*> workers;            // as kPhases
@@ -178,6 +183,10 @@ void RouterMetrics::Workers(std::string_view phase, uint32_t n) {
   for (size_t i = 0; i < kPhases.size(); ++i) {
     if (phase == kPhases[i]) families_->workers[i]->Set(n);
   }
+}
+
+void RouterMetrics::DirectoryChunks(uint64_t n) {
+  families_->directory_chunks.Set(static_cast<double>(n));
 }
 
 void RouterMetrics::StageSeconds(Stage stage, double seconds) {

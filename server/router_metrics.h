@@ -56,8 +56,10 @@ class RouterMetrics {
   void Rejected(std::string_view reason);
   /// Requests in flight now, and the most there may be.
   void InFlight(uint32_t n, uint32_t limit);
-  /// Workers of a phase ("prefill", "decode") that this router can use now.
+  /// Workers of a phase ("prefill", "decode"), or stores ("store"), that this router can use now.
   void Workers(std::string_view phase, uint32_t n);
+  /// Chunks that it knows somebody to hold.
+  void DirectoryChunks(uint64_t n);
   /// Where a finished request's time went.
   void StageSeconds(Stage stage, double seconds);
   /// What the router itself added to a request's first token: tokenising, choice, forwarding.

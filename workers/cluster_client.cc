@@ -1,6 +1,7 @@
 #include "workers/cluster_client.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "base/grpc_server.h"
@@ -12,22 +13,47 @@ namespace {
 
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
 constexpr absl::Duration kLongestPause = absl::Seconds(2);
+/// Entries of one message: less than a megabyte.
+constexpr size_t kMaxEntries = 1 << 16;
+
+v1::WorkerReport ToReport(const kvstore::ChunkJournal::Batch& batch) {
+  static_assert(std::endian::native == std::endian::little, "a hash is the id's first bytes");
+  v1::WorkerReport report;
+  v1::ChunkEvents& events = *report.mutable_chunks();
+  events.set_snapshot(batch.snapshot);
+  events.set_first_sequence(batch.first_sequence);
+  std::string& entries = *events.mutable_entries();
+  entries.reserve(batch.entries.size() * (sizeof(uint64_t) + 1));
+  for (const auto& [id_hash, levels] : batch.entries) {
+    entries.append(reinterpret_cast<const char*>(&id_hash), sizeof id_hash);
+    entries.push_back(static_cast<char>(levels));
+  }
+  return report;
+}
 
 }  // namespace
 
 struct ClusterClient::Router {
   std::string address;
   std::unique_ptr<v1::ClusterService::Stub> stub;
-  grpc::ClientContext* context = nullptr;  // of the open stream; guarded by mutex_
-  bool registered = false;                 // this router's thread only, as the rest
+  // Of the open stream; guarded by mutex_.
+  grpc::ClientContext* context = nullptr;
+  bool ended = false;
+  bool resend_chunks = false;
+  // For this router's thread only.
+  bool registered = false;
   absl::Duration pause = kFirstPause;
   std::string last_error;
   std::thread thread;
 };
 
 ClusterClient::ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
-                             std::function<v1::WorkerLoad()> load, absl::Duration interval)
-    : info_(std::move(info)), load_(std::move(load)), interval_(interval) {
+                             std::function<v1::WorkerLoad()> load, absl::Duration interval,
+                             std::shared_ptr<const kvstore::ChunkJournal> journal)
+    : info_(std::move(info)),
+      load_(std::move(load)),
+      interval_(interval),
+      journal_(std::move(journal)) {
   for (const std::string& address : routers) {
     auto router = std::make_unique<Router>();
     router->address = address;
@@ -57,51 +83,87 @@ void ClusterClient::ReportNow() {
   wake_.notify_all();
 }
 
-bool ClusterClient::Pause(std::unique_lock<std::mutex>& lock, absl::Duration duration,
-                          uint64_t* reports_seen) {
-  wake_.wait_for(lock, absl::ToChronoNanoseconds(duration), [&] {
-    return stopping_ || (reports_seen != nullptr && *reports_seen != reports_wanted_);
-  });
-  if (reports_seen != nullptr) *reports_seen = reports_wanted_;
-  return !stopping_;
-}
-
 void ClusterClient::Run(Router& router) {
   while (true) {
-    Report(router);
+    Register(router);
     std::unique_lock lock(mutex_);
-    if (!Pause(lock, router.pause, nullptr)) return;
+    wake_.wait_for(lock, absl::ToChronoNanoseconds(router.pause), [this] { return stopping_; });
+    if (stopping_) return;
     router.pause = std::min(router.pause * 2, kLongestPause);
   }
 }
 
-void ClusterClient::Report(Router& router) {
+void ClusterClient::Register(Router& router) {
   grpc::ClientContext context;
   {
     std::lock_guard lock(mutex_);
     if (stopping_) return;
     router.context = &context;
+    router.ended = router.resend_chunks = false;
   }
   auto stream = router.stub->Register(&context);
   v1::WorkerReport report;
   *report.mutable_info() = info_;
   v1::RegisterResponse accepted;
-  bool open = stream->Write(report) && stream->Read(&accepted);
-  if (open) {
+  if (stream->Write(report) && stream->Read(&accepted)) {
     spdlog::info("registered router={} router_id={}", router.address, accepted.router_id());
     router.pause = kFirstPause;
     router.registered = true;
     router.last_error.clear();
+    std::thread listener([&] { Listen(router, *stream); });
+    // Otherwise the router's own status counts.
+    if (!Report(router, *stream)) context.TryCancel();
+    listener.join();
   }
+  Lost(router, stream->Finish());
+}
+
+bool ClusterClient::Report(Router& router, Stream& stream) {
+  kvstore::ChunkJournal::Cursor cursor;
   uint64_t reports_seen = 0;
-  while (open) {
+  while (true) {
+    v1::WorkerReport report;
     *report.mutable_load() = load_();
-    open = stream->Write(report);
+    if (!stream.Write(report) || !ReportChunks(router, stream, cursor)) return true;
     std::unique_lock lock(mutex_);
-    if (open && !Pause(lock, interval_, &reports_seen)) break;
+    wake_.wait_for(lock, absl::ToChronoNanoseconds(interval_),
+                   [&] { return stopping_ || router.ended || reports_seen != reports_wanted_; });
+    if (stopping_) return false;
+    if (router.ended) return true;
+    reports_seen = reports_wanted_;
   }
-  if (open) context.TryCancel();  // stopping; otherwise the router's own status counts
-  const grpc::Status status = stream->Finish();
+}
+
+bool ClusterClient::ReportChunks(Router& router, Stream& stream,
+                                 kvstore::ChunkJournal::Cursor& cursor) {
+  if (journal_ == nullptr) return true;
+  {
+    std::lock_guard lock(mutex_);
+    if (std::exchange(router.resend_chunks, false)) cursor = {};
+  }
+  while (true) {
+    const kvstore::ChunkJournal::Batch batch = journal_->Read(cursor, kMaxEntries);
+    if (batch.entries.empty() && !batch.snapshot) return true;
+    if (!stream.Write(ToReport(batch))) return false;
+    // What comes meanwhile goes with the next report: a busy store must not delay that.
+    if (batch.entries.size() < kMaxEntries) return true;
+  }
+}
+
+void ClusterClient::Listen(Router& router, Stream& stream) {
+  v1::RegisterResponse response;
+  while (stream.Read(&response)) {
+    if (!response.resend_chunks()) continue;
+    spdlog::warn("router missed chunk events; it gets them all again router={}", router.address);
+    std::lock_guard lock(mutex_);
+    router.resend_chunks = true;
+  }
+  std::lock_guard lock(mutex_);
+  router.ended = true;
+  wake_.notify_all();
+}
+
+void ClusterClient::Lost(Router& router, const grpc::Status& status) {
   std::lock_guard lock(mutex_);
   router.context = nullptr;
   // One line for each change: a router that stays away must not fill the log.

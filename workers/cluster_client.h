@@ -1,5 +1,5 @@
 // Keeps a worker registered with every router of its list: one stream each, over which it tells
-// who it is and then, again and again, its load. Owned by Worker.
+// who it is and then, again and again, its load and what has changed in its store. Owned by Worker.
 #pragma once
 
 #include <condition_variable>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "kvstore/chunk_journal.h"
 #include "tandem/v1/cluster.grpc.pb.h"
 
 namespace tandem::workers {
@@ -18,25 +19,35 @@ namespace tandem::workers {
 /// Thread-safe. A broken stream is made anew with growing pauses, for as long as the object lives.
 class ClusterClient {
  public:
-  /// `load` is called on this object's threads.
+  /// `load` is called on this object's threads. `journal`: what the node's store holds; null where
+  /// there is none.
   ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
-                std::function<v1::WorkerLoad()> load, absl::Duration interval);
+                std::function<v1::WorkerLoad()> load, absl::Duration interval,
+                std::shared_ptr<const kvstore::ChunkJournal> journal = nullptr);
   ~ClusterClient();
 
   /// Sends a report at once instead of at the next interval.
   void ReportNow();
 
  private:
+  using Stream = grpc::ClientReaderWriter<v1::WorkerReport, v1::RegisterResponse>;
   struct Router;
   void Run(Router& router);
   // Registers and reports until the stream breaks.
-  void Report(Router& router);
-  // False: stopping.
-  bool Pause(std::unique_lock<std::mutex>& lock, absl::Duration duration, uint64_t* reports_seen);
+  void Register(Router& router);
+  // Reports until the stream breaks (true) or this object stops (false).
+  bool Report(Router& router, Stream& stream);
+  // What has changed since the cursor. False: the stream is broken.
+  bool ReportChunks(Router& router, Stream& stream, kvstore::ChunkJournal::Cursor& cursor);
+  // Takes what the router asks for, until the stream breaks.
+  void Listen(Router& router, Stream& stream);
+  // Takes note of a stream that has ended.
+  void Lost(Router& router, const grpc::Status& status);
 
   const v1::WorkerInfo info_;
   const std::function<v1::WorkerLoad()> load_;
   const absl::Duration interval_;
+  const std::shared_ptr<const kvstore::ChunkJournal> journal_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;        // guarded by mutex_

@@ -12,12 +12,20 @@ namespace {
 
 // How long a prompt that waits for room is left before its deadline is looked at again.
 constexpr std::chrono::milliseconds kBlockedWait{20};
+// Shorter steps say little of what a token costs in a long one.
+constexpr uint32_t kMeasuredTokens = 64;
 
 }  // namespace
 
 PrefillLoop::PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer* server,
-                         WorkerMetrics* metrics, Options options)
-    : engine_(std::move(engine)), server_(server), metrics_(metrics), options_(options) {
+                         PrefixCache* cache, WorkerMetrics* metrics, KvMetrics* kv_metrics,
+                         Options options)
+    : engine_(std::move(engine)),
+      server_(server),
+      cache_(cache),
+      metrics_(metrics),
+      kv_metrics_(kv_metrics),
+      options_(options) {
   for (int32_t id = static_cast<int32_t>(engine_->options().max_sequences) - 1; id >= 0; --id) {
     free_sequences_.push_back(id);
   }
@@ -110,10 +118,7 @@ bool PrefillLoop::WaitForWork() {
 }
 
 void PrefillLoop::AdmitWaiting() {
-  const EngineOptions& engine = engine_->options();
-  const uint64_t kv_limit = engine.kv_tokens != 0
-                                ? engine.kv_tokens
-                                : uint64_t{engine.context_tokens} * engine.max_sequences;
+  const uint64_t kv_limit = engine_->options().kv_tokens;
   while (true) {
     std::unique_ptr<Active> next;
     absl::Status dead;
@@ -123,7 +128,7 @@ void PrefillLoop::AdmitWaiting() {
       Active& head = *waiting_.front();
       dead = head.job.context->Check();
       const uint64_t bytes = BytesFor(head.job);
-      const bool fits = !free_sequences_.empty() &&
+      const bool fits = computing_.size() < options_.max_sequences &&
                         kv_reserved_tokens_ + head.job.tokens.size() <= kv_limit &&
                         buffer_reserved_bytes_ + bytes <= options_.handoff_buffer_bytes;
       if (dead.ok() && !fits) {
@@ -158,6 +163,7 @@ void PrefillLoop::AdmitWaiting() {
 
 void PrefillLoop::Start(std::unique_ptr<Active> owned) {
   Active& active = *owned;
+  MakeRoom(0);
   computing_.push_back(std::move(owned));
   active.sequence = free_sequences_.back();
   free_sequences_.pop_back();
@@ -183,6 +189,7 @@ void PrefillLoop::Start(std::unique_ptr<Active> owned) {
   }
   metrics_->PrefillQueued(active.queue_s);
   active.job.events->Started(active.queue_s);
+  FindPrefix(active);
 }
 
 void PrefillLoop::DropCancelled() {
@@ -192,22 +199,41 @@ void PrefillLoop::DropCancelled() {
   }
 }
 
+void PrefillLoop::AwaitProgress() {
+  const Stopwatch waited;
+  {
+    std::unique_lock lock(mutex_);
+    wake_.wait_for(lock, kBlockedWait, [this] { return progress_ || stopping_; });
+    progress_ = false;
+  }
+  for (auto& active : computing_) active->waited_s += waited.seconds();
+}
+
 void PrefillLoop::ComputeStep() {
   std::vector<Engine::StepItem> items;
   std::vector<Active*> owners;
   uint32_t budget = engine_->options().step_tokens;
-  for (auto& active : computing_) {
+  for (auto it = computing_.begin(); it != computing_.end();) {
+    Active& active = **it++;
     if (budget == 0) break;
-    const std::vector<int32_t>& tokens = active->job.tokens;
-    const auto n =
-        std::min<uint32_t>(budget, static_cast<uint32_t>(tokens.size()) - active->computed);
-    items.push_back({.sequence = active->sequence,
-                     .first_position = static_cast<int32_t>(active->computed),
-                     .tokens = std::span(tokens).subspan(active->computed, n),
-                     .want_logits = active->computed + n == tokens.size()});
-    owners.push_back(active.get());
-    active->in_step = n;
+    if (absl::Status status = Advance(active); !status.ok()) {
+      Fail(active, status);
+      continue;
+    }
+    const uint32_t n = std::min(budget, active.may_compute - active.computed);
+    if (n == 0) continue;
+    const std::vector<int32_t>& tokens = active.job.tokens;
+    items.push_back({.sequence = active.sequence,
+                     .first_position = static_cast<int32_t>(active.computed),
+                     .tokens = std::span(tokens).subspan(active.computed, n),
+                     .want_logits = active.computed + n == tokens.size()});
+    owners.push_back(&active);
+    active.in_step = n;
     budget -= n;
+  }
+  if (items.empty()) {
+    if (!computing_.empty()) AwaitProgress();
+    return;
   }
   const Stopwatch step;
   const absl::Status computed = engine_->Step(items);
@@ -218,6 +244,10 @@ void PrefillLoop::ComputeStep() {
     return;
   }
   metrics_->PrefillStep(n_tokens, step.seconds());
+  if (n_tokens >= kMeasuredTokens) {
+    const double now = step.seconds() / n_tokens;
+    seconds_per_token_ = seconds_per_token_ == 0 ? now : 0.8 * seconds_per_token_ + 0.2 * now;
+  }
   {
     std::lock_guard lock(mutex_);
     rate_.Add(n_tokens, std::chrono::steady_clock::now());
@@ -239,31 +269,34 @@ void PrefillLoop::FinishPrompt(Active& active, size_t item) {
   const int32_t token = sampler.Sample(engine_->Logits(item), n);
   const bool stop = sampler.IsStop(token);
   const double prefill_s = active.since_started.seconds();
-  metrics_->PrefillDone(n, 0, active.queue_s, prefill_s);
+  active.origins.saved_s = seconds_per_token_ * active.origins.reused() - active.waited_s;
+  metrics_->PrefillDone(n, active.origins.reused(), active.queue_s, prefill_s);
   metrics_->GeneratedTokens(1);
-  active.job.events->FirstToken(token, stop, prefill_s);
-  Log(spdlog::level::debug, *active.job.context, "prefill done", "tokens={} seconds={:.4f}", n,
-      prefill_s);
-  if (active.publication == nullptr) {
-    EndJob(*Remove(active)->job.events, absl::OkStatus(), 0, stop ? "stop" : "length");
-    return;
-  }
-  if (stop) {
-    Fail(active, absl::CancelledError("generation ended with the first token"));
-    return;
-  }
+  CountOrigins(active);
+  active.job.events->FirstToken(
+      {.token = token, .stop = stop, .prefill_s = prefill_s, .origins = active.origins});
+  Log(spdlog::level::debug, *active.job.context, "prefill done",
+      "tokens={} reused={} seconds={:.4f}", n, active.origins.reused(), prefill_s);
   if (absl::Status status = PublishComputed(active, true); !status.ok()) {
     Fail(active, status);
     return;
   }
-  active.publication->Finish({.n_tokens = n, .first_token = token});
-  Remove(active);  // the publication's release ends the job
+  if (active.publication != nullptr && !stop) {
+    active.publication->Finish({.n_tokens = n, .first_token = token});
+    Remove(active, true);  // the publication's release ends the job
+    return;
+  }
+  const std::unique_ptr<Active> ended = Remove(active, true);
+  if (ended->publication != nullptr) {
+    ended->publication->Abort(absl::CancelledError("generation ended with the first token"));
+  } else {
+    EndJob(*ended->job.events, absl::OkStatus(), 0, stop ? "stop" : "length");
+  }
 }
 
 absl::Status PrefillLoop::PublishComputed(Active& active, bool last) {
-  if (active.publication == nullptr) return absl::OkStatus();
   if (engine_->layout().opaque) {
-    if (!last) return absl::OkStatus();
+    if (!last || active.publication == nullptr) return absl::OkStatus();
     ASSIGN_OR_RETURN(kvstore::KvChunk chunk, engine_->Extract(active.sequence, 0, active.computed));
     active.publication->Append(std::move(chunk));
     return absl::OkStatus();
@@ -271,17 +304,28 @@ absl::Status PrefillLoop::PublishComputed(Active& active, bool last) {
   while (active.published < active.computed) {
     const uint32_t n = std::min(options_.chunk_tokens, active.computed - active.published);
     if (n < options_.chunk_tokens && !last) break;
-    ASSIGN_OR_RETURN(kvstore::KvChunk chunk,
-                     engine_->Extract(active.sequence, active.published, n));
-    active.publication->Append(std::move(chunk));
+    const size_t index = active.published / options_.chunk_tokens;
+    const bool keep = index < active.ids.size() && !active.from_cache[index];
+    if (keep || active.publication != nullptr) {
+      ASSIGN_OR_RETURN(kvstore::KvChunk extracted,
+                       engine_->Extract(active.sequence, active.published, n));
+      const auto chunk = std::make_shared<const kvstore::KvChunk>(std::move(extracted));
+      if (active.publication != nullptr) active.publication->Append(chunk);
+      if (keep) {
+        cache_->Keep(active.ids[index], chunk, active.origins.level, active.job.cache.store_address);
+      }
+    }
     active.published += n;
   }
   return absl::OkStatus();
 }
 
-std::unique_ptr<PrefillLoop::Active> PrefillLoop::Remove(Active& active) {
-  engine_->Free(active.sequence);
-  free_sequences_.push_back(active.sequence);
+std::unique_ptr<PrefillLoop::Active> PrefillLoop::Remove(Active& active, bool retain) {
+  if (active.load != nullptr) active.load->Stop();
+  if (!retain || !Retain(active)) {
+    engine_->Free(active.sequence);
+    free_sequences_.push_back(active.sequence);
+  }
   kv_reserved_tokens_ -= active.job.tokens.size();
   auto found = std::find_if(computing_.begin(), computing_.end(),
                             [&](const auto& each) { return each.get() == &active; });
@@ -291,7 +335,7 @@ std::unique_ptr<PrefillLoop::Active> PrefillLoop::Remove(Active& active) {
 }
 
 void PrefillLoop::Fail(Active& active, const absl::Status& status) {
-  const std::unique_ptr<Active> owned = Remove(active);
+  const std::unique_ptr<Active> owned = Remove(active, false);
   if (owned->publication != nullptr) {
     owned->publication->Abort(status);  // its release ends the job
   } else {

@@ -3,6 +3,7 @@
 // Called by the worker's gRPC service.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -10,6 +11,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,11 +22,35 @@
 #include "kvstore/transfer/transfer.h"
 #include "workers/engine/engine.h"
 #include "workers/engine/sampler.h"
+#include "workers/prefix_cache.h"
 #include "workers/rate_meter.h"
+#include "workers/retained.h"
 #include "workers/worker_load.h"
 #include "workers/worker_metrics.h"
 
 namespace tandem::workers {
+
+/// Where the KV of a prompt's tokens came from. See PromptCache in inference.proto.
+struct PromptOrigins {
+  uint32_t engine_tokens = 0;
+  /// By kvstore::Origin.
+  std::array<uint32_t, 4> loaded_tokens{};
+  kvstore::Level level = kvstore::Level::kLossless;
+  double saved_s = 0;
+
+  uint32_t reused() const {
+    return std::accumulate(loaded_tokens.begin(), loaded_tokens.end(), engine_tokens);
+  }
+};
+
+struct FirstTokenResult {
+  int32_t token = 0;
+  /// Generation ends before this token.
+  bool stop = false;
+  /// First step, or first chunk loaded, to this token.
+  double prefill_s = 0;
+  PromptOrigins origins;
+};
 
 /// What happens to one prompt. Calls come from the loop's or the data plane's thread, in the
 /// order of declaration, and must not block; Ended comes exactly once, last.
@@ -33,8 +59,7 @@ class PrefillEvents {
   virtual ~PrefillEvents() = default;
   /// The first step begins; the KV can be pulled from now on.
   virtual void Started(double queue_s) = 0;
-  /// `stop`: generation ends before this token.
-  virtual void FirstToken(int32_t token, bool stop, double prefill_s) = 0;
+  virtual void FirstToken(const FirstTokenResult& first) = 0;
   /// OK: the KV was pulled (`bytes` of it), or none was to be published.
   virtual void Ended(absl::Status status, uint64_t bytes) = 0;
 };
@@ -46,12 +71,14 @@ struct PrefillJob {
   /// 1: the first token is all; no KV is published.
   uint32_t max_tokens = 0;
   std::string handoff_id;
+  CacheWishes cache;
   std::shared_ptr<PrefillEvents> events;
 };
 
 /// All public members are thread-safe. A job's states:
 ///
 ///   waiting ── admitted: a free sequence, KV room, buffer room ──> computing
+///   computing: chunks that are cached somewhere are taken over as they come, the others computed
 ///   computing ── last token's step ──> publishing (max_tokens > 1) or ended
 ///   publishing ── pulled, lease expired, puller lost ──> ended
 ///   any ── cancelled, deadline ──> ended
@@ -64,10 +91,12 @@ class PrefillLoop {
     uint32_t chunk_tokens = 256;
     /// Bytes of published KV held at most. A prompt starts only when all of its KV fits.
     uint64_t handoff_buffer_bytes = 1 << 30;
+    /// Prompts computed at once; the engine's further sequences retain prompts that are done.
+    uint32_t max_sequences = 8;
   };
-  /// Starts the thread. `server` and `metrics` must outlive the loop.
-  PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer* server,
-              WorkerMetrics* metrics, Options options);
+  /// Starts the thread. `cache` may be null; it, `server` and the metrics must outlive the loop.
+  PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer* server, PrefixCache* cache,
+              WorkerMetrics* metrics, KvMetrics* kv_metrics, Options options);
   /// REQUIRES: every job has ended (see Drain in worker.h), or Stop was called.
   ~PrefillLoop();
 
@@ -88,8 +117,15 @@ class PrefillLoop {
     uint32_t computed = 0;   // tokens whose step is done
     uint32_t published = 0;  // tokens handed to the publication
     uint32_t in_step = 0;    // tokens in the step being run
+    uint32_t may_compute = 0;  // tokens up to which nothing is waited for
     uint64_t reserved_bytes = 0;
     std::shared_ptr<kvstore::Publication> publication;
+    // Of its whole chunks; those from the cache need not be kept again.
+    std::vector<kvstore::ChunkId> ids;
+    std::vector<bool> from_cache;
+    std::shared_ptr<kvstore::ContextLoad> load;
+    double waited_s = 0;  // for chunks on their way, with nothing else to do
+    PromptOrigins origins;
   };
   using ActiveList = std::list<std::unique_ptr<Active>>;
 
@@ -100,10 +136,25 @@ class PrefillLoop {
   void Start(std::unique_ptr<Active> active);
   void DropCancelled();
   void ComputeStep();
+  // When every prompt waits for chunks on their way.
+  void AwaitProgress();
   void FinishPrompt(Active& active, size_t item);
   absl::Status PublishComputed(Active& active, bool last);
-  // Takes the job out of `computing_` and frees its KV in the engine.
-  std::unique_ptr<Active> Remove(Active& active);
+  // Takes the job out of `computing_`; its KV in the engine is freed, or retained.
+  std::unique_ptr<Active> Remove(Active& active, bool retain);
+
+  // Reuse (prefill_reuse.cc).
+  // Looks for the prompt's prefix: in the engine, then in the cache.
+  void FindPrefix(Active& active);
+  // Takes over the chunks that have come, and finds out how far may be computed.
+  absl::Status Advance(Active& active);
+  absl::Status TakeChunk(Active& active, size_t index);
+  // Seconds to compute a chunk, by the last steps, with the engine's other work considered.
+  double ChunkSeconds() const;
+  // Drops retained prompts until a sequence is free and `n_tokens` more fit.
+  void MakeRoom(uint64_t n_tokens);
+  bool Retain(Active& active);
+  void CountOrigins(const Active& active);
   // Removes the job and ends it.
   void Fail(Active& active, const absl::Status& status);
 
@@ -116,13 +167,17 @@ class PrefillLoop {
 
   const std::unique_ptr<Engine> engine_;
   kvstore::HandoffServer* const server_;
+  PrefixCache* const cache_;
   WorkerMetrics* const metrics_;
+  KvMetrics* const kv_metrics_;
   const Options options_;
 
   // The loop thread's own.
   ActiveList computing_;
   std::vector<int32_t> free_sequences_;
+  RetainedPrompts retained_;
   uint64_t kv_reserved_tokens_ = 0;
+  double seconds_per_token_ = 0;  // of the last steps; 0: not measured
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
@@ -132,6 +187,7 @@ class PrefillLoop {
   uint32_t unfinished_ = 0;
   LoopLoad published_load_;
   mutable RateMeter rate_;
+  bool progress_ = false;  // a chunk has come, or the like
   bool stopping_ = false;
 
   std::thread thread_;

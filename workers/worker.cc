@@ -5,13 +5,13 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/version.h"
+#include "workers/node_id.h"
 
 namespace tandem::workers {
 namespace {
@@ -42,12 +42,6 @@ class ScopedAffinity {
   cpu_set_t before_;
 };
 
-std::string MakeWorkerId(const std::string& name) {
-  std::random_device random;
-  return absl::StrCat(name, "-", absl::Hex(random(), absl::kZeroPad8),
-                      absl::Hex(random(), absl::kZeroPad8));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(
@@ -61,6 +55,10 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(
           .worker_name = worker->options_.name,
           .phase = worker->options_.phase == v1::PHASE_PREFILL ? "prefill" : "decode",
           .context_tokens = worker->options_.engine.context_tokens});
+  if (worker->options_.store != nullptr) {
+    worker->kv_metrics_ = std::make_unique<KvMetrics>(worker->metrics_->registry(), model->name(),
+                                                      worker->options_.name);
+  }
   RETURN_IF_ERROR(worker->StartParts(std::move(model)));
   return worker;
 }
@@ -80,16 +78,22 @@ absl::Status Worker::StartParts(std::shared_ptr<const Model> model) {
       std::make_unique<WorkerServiceImpl>(prefill_.get(), decode_.get(), model->fingerprint());
   // A prompt's token ids take up to 5 bytes each.
   const uint64_t max_receive_bytes = (1 << 20) + uint64_t{5} * options_.engine.context_tokens;
+  std::vector<grpc::Service*> services = {service_.get()};
+  if (options_.store != nullptr) {
+    store_service_ = std::make_unique<StoreServiceImpl>(options_.store);
+    services.push_back(store_service_.get());
+  }
   ASSIGN_OR_RETURN(grpc_, StartGrpcServer({.listen = options_.grpc_listen,
                                            .max_receive_bytes = max_receive_bytes,
-                                           .services = {service_.get()}}));
+                                           .services = std::move(services)}));
   grpc_.server->GetHealthCheckService()->SetServingStatus("tandem.v1.WorkerService", true);
   const v1::WorkerInfo info = Info(*model);
   spdlog::info("worker ready worker_id={} phase={} grpc={} data={} kv_tokens={} threads={}",
                info.worker_id(), v1::Phase_Name(info.phase()), info.grpc_address(),
                info.data_address(), kv_capacity_tokens_, options_.engine.threads);
   cluster_ = std::make_unique<ClusterClient>(
-      options_.routers, info, [this] { return Load(); }, options_.report_interval);
+      options_.routers, info, [this] { return Load(); }, options_.report_interval,
+      options_.store != nullptr ? options_.store->journal() : nullptr);
   return absl::OkStatus();
 }
 
@@ -99,13 +103,20 @@ absl::Status Worker::StartLoop(std::unique_ptr<Engine> engine) {
     ASSIGN_OR_RETURN(handoff_server_,
                      kvstore::HandoffServer::Start(io_, {.listen = options_.data_listen,
                                                          .identity = engine->identity(),
+                                                         .chunks = options_.store,
                                                          .lease = options_.handoff_lease}));
     data_port_ = handoff_server_->port();
+    if (options_.store != nullptr) {
+      ASSIGN_OR_RETURN(prefix_cache_, PrefixCache::Create(*engine, io_, options_.store,
+                                                          kv_metrics_.get(), options_.cache));
+    }
     prefill_ = std::make_unique<PrefillLoop>(
-        std::move(engine), handoff_server_.get(), metrics_.get(),
+        std::move(engine), handoff_server_.get(), prefix_cache_.get(), metrics_.get(),
+        kv_metrics_.get(),
         PrefillLoop::Options{.max_queued = options_.max_queued,
                              .chunk_tokens = options_.chunk_tokens,
-                             .handoff_buffer_bytes = options_.handoff_buffer_bytes});
+                             .handoff_buffer_bytes = options_.handoff_buffer_bytes,
+                             .max_sequences = options_.prefill_sequences});
   } else {
     handoff_client_ = kvstore::HandoffClient::Create(io_, {.identity = engine->identity()});
     decode_ = std::make_unique<DecodeLoop>(std::move(engine), handoff_client_.get(), metrics_.get(),
@@ -118,7 +129,7 @@ Worker::~Worker() { Stop(); }
 
 v1::WorkerInfo Worker::Info(const Model& model) const {
   v1::WorkerInfo info;
-  info.set_worker_id(MakeWorkerId(options_.name));
+  info.set_worker_id(MakeNodeId(options_.name));
   info.set_name(options_.name);
   info.set_phase(options_.phase);
   info.set_grpc_address(absl::StrCat(options_.grpc_advertised_host, ":", grpc_.port));
@@ -128,9 +139,14 @@ v1::WorkerInfo Worker::Info(const Model& model) const {
   info.set_model_name(model.name());
   info.set_model_fingerprint(model.fingerprint());
   info.set_context_tokens(options_.engine.context_tokens);
-  info.set_max_sequences(options_.engine.max_sequences);
+  info.set_max_sequences(options_.phase == v1::PHASE_PREFILL ? options_.prefill_sequences
+                                                             : options_.engine.max_sequences);
   info.set_kv_capacity_tokens(kv_capacity_tokens_);
   info.set_version(kVersion);
+  if (prefix_cache_ != nullptr) {
+    info.set_kv_namespace(prefix_cache_->kv_namespace());
+    info.set_chunk_tokens(options_.chunk_tokens);
+  }
   return info;
 }
 
@@ -156,6 +172,7 @@ void Worker::UpdateMetrics() {
   metrics_timer_.async_wait([this](const boost::system::error_code& error) {
     if (!error) UpdateMetrics();
   });
+  if (options_.store != nullptr) kv_metrics_->SetStore(options_.store->stats());
   const LoopLoad load = CurrentLoad();
   metrics_->SetLoad({.running = load.running,
                      .waiting = load.waiting,
@@ -184,6 +201,7 @@ void Worker::Stop() {
   // The data plane first: it ends pulls and publications, for which the loops wait.
   if (handoff_client_ != nullptr) handoff_client_->Stop();
   if (prefill_ != nullptr) prefill_->Stop();
+  if (prefix_cache_ != nullptr) prefix_cache_->Stop();
   if (handoff_server_ != nullptr) handoff_server_->Stop();
   if (decode_ != nullptr) decode_->Stop();
   if (grpc_.server != nullptr) {

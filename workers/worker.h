@@ -16,6 +16,7 @@
 #include "workers/cluster_client.h"
 #include "workers/decode_loop.h"
 #include "workers/prefill_loop.h"
+#include "workers/store_service.h"
 #include "workers/worker_metrics.h"
 #include "workers/worker_service.h"
 
@@ -36,6 +37,11 @@ struct WorkerOptions {
   uint64_t handoff_buffer_bytes = 1 << 30;
   absl::Duration handoff_lease = absl::Seconds(30);
   absl::Duration report_interval = absl::Milliseconds(250);
+  /// Prompts computed at once; the engine's further sequences (prefill) retain those that are done.
+  uint32_t prefill_sequences = 8;
+  /// Null: nothing is cached. Must outlive the worker.
+  kvstore::Store* store = nullptr;
+  PrefixCache::Options cache;
 };
 
 /// Life: Start ──> serving ── Drain ──> draining ── Stop ──> stopped. Stop may come at any time.
@@ -70,6 +76,7 @@ class Worker {
 
   const WorkerOptions options_;
   std::unique_ptr<WorkerMetrics> metrics_;
+  std::unique_ptr<KvMetrics> kv_metrics_;
   uint64_t kv_capacity_tokens_ = 0;
   int data_port_ = 0;
   std::atomic<bool> draining_{false};
@@ -83,9 +90,11 @@ class Worker {
   // Order matters: destroyed from the last to the first.
   std::unique_ptr<kvstore::HandoffServer> handoff_server_;
   std::unique_ptr<kvstore::HandoffClient> handoff_client_;
+  std::unique_ptr<PrefixCache> prefix_cache_;
   std::unique_ptr<PrefillLoop> prefill_;
   std::unique_ptr<DecodeLoop> decode_;
   std::unique_ptr<WorkerServiceImpl> service_;
+  std::unique_ptr<StoreServiceImpl> store_service_;
   GrpcServer grpc_;
   std::unique_ptr<ClusterClient> cluster_;
 };

@@ -29,6 +29,37 @@ void LogEnd(const RequestContext& context, const char* phase, const absl::Status
   }
 }
 
+/// All but computed_tokens, for which the prompt's length is needed.
+void FillOrigins(const PromptOrigins& origins, v1::PromptCache& out) {
+  const auto loaded = [&](kvstore::Origin origin) {
+    return origins.loaded_tokens[static_cast<size_t>(origin)];
+  };
+  out.set_engine_tokens(origins.engine_tokens);
+  out.set_memory_tokens(loaded(kvstore::Origin::kMemory));
+  out.set_disk_tokens(loaded(kvstore::Origin::kDisk));
+  out.set_redis_tokens(loaded(kvstore::Origin::kRedis));
+  out.set_peer_tokens(loaded(kvstore::Origin::kPeer));
+  out.set_level(std::string(kvstore::codec::LevelName(origins.level)));
+  out.set_saved_s(origins.saved_s);
+}
+
+/// What the request says of cached KV. INVALID_ARGUMENT for a level that does not exist.
+absl::StatusOr<CacheWishes> ToCacheWishes(const v1::PrefillRequest& request) {
+  CacheWishes wishes;
+  if (!request.kv_floor().empty()) {
+    ASSIGN_OR_RETURN(wishes.floor, kvstore::codec::ParseLevel(request.kv_floor()));
+  }
+  wishes.bypass = request.bypass_cache();
+  for (const v1::ChunkHolder& holder : request.holders()) {
+    wishes.holders.push_back({.address = holder.data_address(),
+                              .first_chunk = holder.first_chunk(),
+                              .n_chunks = holder.n_chunks()});
+  }
+  wishes.first_token_due = absl::Now() + absl::Seconds(request.ttft_left_s());
+  wishes.store_address = request.store_address();
+  return wishes;
+}
+
 class PrefillCall final : public EventStream<v1::PrefillEvent>, public PrefillEvents {
  public:
   explicit PrefillCall(RequestContextPtr context) : context_(std::move(context)) {}
@@ -38,12 +69,13 @@ class PrefillCall final : public EventStream<v1::PrefillEvent>, public PrefillEv
     event.mutable_started()->set_queue_s(queue_s);
     Send(std::move(event));
   }
-  void FirstToken(int32_t token, bool stop, double prefill_s) override {
+  void FirstToken(const FirstTokenResult& first) override {
     v1::PrefillEvent event;
-    event.mutable_first_token()->set_token(token);
-    event.mutable_first_token()->set_prefill_s(prefill_s);
-    if (stop) event.mutable_first_token()->set_finish_reason(v1::FINISH_REASON_STOP);
-    stopped_ = stop;
+    event.mutable_first_token()->set_token(first.token);
+    event.mutable_first_token()->set_prefill_s(first.prefill_s);
+    if (first.stop) event.mutable_first_token()->set_finish_reason(v1::FINISH_REASON_STOP);
+    FillOrigins(first.origins, *event.mutable_first_token()->mutable_prompt_cache());
+    stopped_ = first.stop;
     Send(std::move(event));
   }
   void Ended(absl::Status status, uint64_t bytes) override {
@@ -140,12 +172,15 @@ grpc::ServerWriteReactor<v1::PrefillEvent>* WorkerServiceImpl::Prefill(
   if (status.ok() && prefill_ == nullptr) {
     status = absl::FailedPreconditionError("this worker's phase is decode; it does not prefill");
   }
+  absl::StatusOr<CacheWishes> cache = ToCacheWishes(*request);
+  if (status.ok()) status = cache.status();
   if (status.ok()) {
     status = prefill_->Submit({.context = context,
                                .tokens = {request->tokens().begin(), request->tokens().end()},
                                .sampling = ToSamplingOptions(request->sampling()),
                                .max_tokens = request->max_tokens(),
                                .handoff_id = request->handoff_id(),
+                               .cache = *std::move(cache),
                                .events = call});
   }
   if (!status.ok()) {

@@ -320,6 +320,7 @@ absl::Status DiskDatabase::CollectGarbage(uint64_t max_moved_bytes) {
   }
   CompactRangeOptions options;
   options.canceled = &canceled_;
+  options.allow_write_stall = true;
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
   options.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
   // RocksDB rounds the share of the files down; the half keeps it from losing one.

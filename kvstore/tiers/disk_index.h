@@ -63,12 +63,13 @@ class DiskIndex {
  private:
   struct Place {
     int64_t last_use;
-    uint32_t from_end;  // the deeper, the smaller
+    uint32_t from_end;    // the deeper, the smaller
+    uint64_t generation;  // what came first goes first: that leaves whole files empty
     ChunkKey key;
     auto operator<=>(const Place&) const = default;
   };
   static Place PlaceOf(const ChunkKey& key, const DiskRecord& record) {
-    return {record.last_use, UINT32_MAX - record.first_position, key};
+    return {record.last_use, UINT32_MAX - record.first_position, record.generation, key};
   }
 
   absl::flat_hash_map<ChunkKey, DiskRecord> records_;

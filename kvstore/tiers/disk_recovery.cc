@@ -13,7 +13,7 @@ namespace {
 // Of the limit: garbage that starts a collection, and what one step of it moves, which takes twice
 // the space until it is done.
 constexpr double kGarbageShare = 0.2, kStepShare = 1.0 / 16;
-constexpr uint64_t kMaxStepBytes = uint64_t{256} << 20;
+constexpr uint64_t kMinGarbageBytes = uint64_t{4} << 20, kMaxStepBytes = uint64_t{256} << 20;
 
 }  // namespace
 
@@ -213,7 +213,7 @@ uint64_t RocksDiskTier::GarbageBytes() const {
 
 void RocksDiskTier::CollectGarbage() {
   const auto limit = static_cast<double>(options_.limit_bytes);
-  const auto threshold = static_cast<uint64_t>(kGarbageShare * limit);
+  const auto threshold = std::max(static_cast<uint64_t>(kGarbageShare * limit), kMinGarbageBytes);
   if (GarbageBytes() <= threshold) return;
   uint64_t step = std::min(static_cast<uint64_t>(kStepShare * limit), kMaxStepBytes);
   if (const auto free = database_->FreeBytes(); free) {
@@ -221,11 +221,19 @@ void RocksDiskTier::CollectGarbage() {
     if (*free < 2 * database_->write_buffer_bytes()) return;
     step = std::min(step, *free / 2);
   }
-  absl::Status status = database_->AccountForDeletes();
+  const auto tidied = [this](const absl::Status& status) {
+    {
+      std::lock_guard lock(mutex_);
+      ++tidying_steps_;
+    }
+    tidied_.notify_all();
+    return status;
+  };
+  absl::Status status = tidied(database_->AccountForDeletes());
   // A little further than to where it began, so that it does not begin again with the next write.
   const uint64_t target = threshold / 4 * 3;
   while (status.ok() && GarbageBytes() > target && database_->KnownGarbageBytes() > threshold / 2) {
-    status = database_->CollectGarbage(step);
+    status = tidied(database_->CollectGarbage(step));
   }
   if (status.ok() || absl::IsCancelled(status)) return;
   std::lock_guard write_lock(write_mutex_);

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
@@ -14,8 +15,12 @@ namespace {
 
 // Index records that one write takes along.
 constexpr size_t kMaxChangesPerWrite = 4096;
-// Of the limit: blob files beyond which nothing is put until a collection of garbage has helped.
-constexpr double kMaxBlobShare = 1.35;
+// Beyond the limit, blob files take so much before nothing is put until a collection of garbage has
+// helped: a share of the limit, but for a small database what a few of its files take.
+constexpr double kMaxGarbageShare = 0.35;
+constexpr uint64_t kMinGarbageAllowance = uint64_t{8} << 20;
+// And so long a Put waits for it: readers may be waiting behind it.
+constexpr std::chrono::milliseconds kMaxSpaceWait{250};
 
 }  // namespace
 
@@ -190,18 +195,28 @@ absl::Status RocksDiskTier::MayWrite(const StoredChunk& chunk, Dropped& dropped)
   }
   written_since_check_ += bytes;
   if (written_since_check_ < database_->write_buffer_bytes()) return absl::OkStatus();
-  const auto blob_bytes = static_cast<double>(database_->BlobBytes());
-  {
-    std::lock_guard lock(mutex_);
-    collect_ = true;
-  }
-  wake_.notify_all();
-  if (blob_bytes > kMaxBlobShare * static_cast<double>(options_.limit_bytes)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("what was deleted in ", options_.path, " has not given its space back yet"));
-  }
+  RETURN_IF_ERROR(WaitForSpace());
   written_since_check_ = 0;
   return absl::OkStatus();
+}
+
+absl::Status RocksDiskTier::WaitForSpace() {
+  const auto share =
+      static_cast<uint64_t>(kMaxGarbageShare * static_cast<double>(options_.limit_bytes));
+  const uint64_t allowed = options_.limit_bytes + std::max(share, kMinGarbageAllowance);
+  std::unique_lock lock(mutex_);
+  collect_ = true;
+  wake_.notify_all();
+  const auto end = std::chrono::steady_clock::now() + kMaxSpaceWait;
+  while (true) {
+    const uint64_t steps = tidying_steps_;
+    lock.unlock();
+    if (database_->BlobBytes() <= allowed) return absl::OkStatus();
+    lock.lock();
+    if (!tidied_.wait_until(lock, end, [&] { return tidying_steps_ != steps; })) break;
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat("what was deleted in ", options_.path, " has not given its space back yet"));
 }
 
 absl::Status RocksDiskTier::WriteWithEviction(StoredChunkPtr chunk, Dropped& dropped) {

@@ -17,8 +17,9 @@ struct DiskTierOptions {
   /// A folder of its own; made when it is missing.
   std::string path;
   /// Of entries, each with its chunk's bytes and kDiskEntryOverhead. The folder takes up to about
-  /// one and a half times as much: what is evicted gives its space back a while later, and what is
-  /// new stands in a log too. A chunk that would go beyond that is refused until it has.
+  /// one and a half times as much, or 16 MiB more where that is more: what is evicted gives its
+  /// space back a while later, and what is new stands in a log too. A chunk that would go far
+  /// beyond is refused with RESOURCE_EXHAUSTED until that has happened.
   uint64_t limit_bytes = uint64_t{16} << 30;
   /// After a failed write nothing is written for so long; reads go on.
   absl::Duration retry_after = absl::Seconds(10);

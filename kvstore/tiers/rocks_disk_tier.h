@@ -57,6 +57,7 @@ class RocksDiskTier final : public DiskTier {
   absl::Status MatchAfterRepair(Dropped& dropped);
   absl::Status Trim(Dropped& dropped);
   absl::Status MayWrite(const StoredChunk& chunk, Dropped& dropped);
+  absl::Status WaitForSpace();
   absl::Status Recover(Dropped& dropped);
   size_t DropUnreadable(Dropped& dropped);
   absl::Status WriteWithEviction(StoredChunkPtr chunk, Dropped& dropped);
@@ -84,12 +85,13 @@ class RocksDiskTier final : public DiskTier {
 
   // Guards what follows; never held over a disk access.
   mutable std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, tidied_;
   DiskIndex index_;
   // Keys whose entry in the database is not what the index says: written with the next write.
   absl::flat_hash_set<ChunkKey> changed_;
   TierStats stats_;  // but for what the index knows
   absl::Time retry_at_ = absl::InfinitePast();
+  uint64_t tidying_steps_ = 0;
   bool write_soon_ = false, collect_ = false, stop_ = false;
 
   std::thread thread_;

@@ -211,18 +211,17 @@ asio::awaitable<void> ChunkSession::End(absl::Status status) {
 }
 
 asio::awaitable<absl::Status> AnswerChunkRequest(FrameSocket& peer, const Frame& frame,
-                                                 Store& store, absl::Duration limit) {
-  switch (frame.header.type) {
-    case v1::FRAME_TYPE_FIND:
-      co_return co_await AnswerFind(peer, frame, store, limit);
-    case v1::FRAME_TYPE_FETCH:
-      co_return co_await AnswerFetch(peer, frame, store, limit);
-    case v1::FRAME_TYPE_STORE:
-      co_return co_await AnswerStore(peer, frame, store, limit);
-    default:
-      co_return absl::InvalidArgumentError(absl::StrCat(
-          "unexpected frame ", v1::FrameType_Name(frame.header.type), " between requests"));
+                                                 Store* store, absl::Duration limit) {
+  const v1::FrameType type = frame.header.type;
+  if (type != v1::FRAME_TYPE_FIND && type != v1::FRAME_TYPE_FETCH &&
+      type != v1::FRAME_TYPE_STORE) {
+    co_return absl::InvalidArgumentError(
+        absl::StrCat("unexpected frame ", v1::FrameType_Name(type), " between requests"));
   }
+  if (store == nullptr) co_return absl::FailedPreconditionError("this node keeps no chunks");
+  if (type == v1::FRAME_TYPE_FIND) co_return co_await AnswerFind(peer, frame, *store, limit);
+  if (type == v1::FRAME_TYPE_FETCH) co_return co_await AnswerFetch(peer, frame, *store, limit);
+  co_return co_await AnswerStore(peer, frame, *store, limit);
 }
 
 }  // namespace tandem::kvstore

@@ -58,8 +58,9 @@ class ChunkSession {
   uint64_t answered_at_ = 0;
 };
 
-/// Answers one FIND, FETCH or STORE that `frame` begins. INVALID_ARGUMENT for another type.
+/// Answers one FIND, FETCH or STORE that `frame` begins. INVALID_ARGUMENT for another type,
+/// FAILED_PRECONDITION when `store` is null.
 boost::asio::awaitable<absl::Status> AnswerChunkRequest(FrameSocket& peer, const Frame& frame,
-                                                        Store& store, absl::Duration limit);
+                                                        Store* store, absl::Duration limit);
 
 }  // namespace tandem::kvstore

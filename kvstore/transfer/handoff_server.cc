@@ -186,14 +186,14 @@ asio::awaitable<absl::Status> Server::Serve(FrameSocket& peer, OfferPtr* pulled)
   CO_RETURN_IF_ERROR(co_await Handshake(peer, &chunks_only));
   for (;;) {
     CO_ASSIGN_OR_RETURN(const Frame frame, co_await peer.ReadFrame(options_.idle_timeout));
-    if (frame.header.type == v1::FRAME_TYPE_PULL && !chunks_only) {
-      CO_RETURN_IF_ERROR(co_await ServePull(peer, frame, pulled));
-    } else if (frame.header.type == v1::FRAME_TYPE_PULL || options_.chunks == nullptr) {
-      co_return absl::FailedPreconditionError(
-          absl::StrCat("this connection does not serve ", v1::FrameType_Name(frame.header.type)));
-    } else {
-      CO_RETURN_IF_ERROR(co_await AnswerChunkRequest(peer, frame, *options_.chunks, options_.lease));
+    if (frame.header.type != v1::FRAME_TYPE_PULL) {
+      CO_RETURN_IF_ERROR(co_await AnswerChunkRequest(peer, frame, options_.chunks, options_.lease));
+      continue;
     }
+    if (chunks_only) {
+      co_return absl::FailedPreconditionError("a peer that asks for chunks only cannot pull");
+    }
+    CO_RETURN_IF_ERROR(co_await ServePull(peer, frame, pulled));
   }
 }
 

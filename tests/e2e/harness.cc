@@ -23,12 +23,6 @@ namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{5};
 
-std::string TemporaryPath(const std::string& suffix) {
-  static std::atomic<int> counter{0};
-  return testing::TempDir() + "tandem-" + std::to_string(getpid()) + "-" +
-         std::to_string(counter++) + suffix;
-}
-
 size_t CountEntries(const std::string& folder) {
   std::error_code error;
   size_t n = 0;
@@ -53,6 +47,12 @@ bool WaitFor(const std::function<bool()>& condition, double limit_s) {
 std::string BinaryPath(const std::string& name) { return std::string(TANDEM_BIN_DIR) + "/" + name; }
 std::string DemoModel() { return std::string(TANDEM_SOURCE_DIR) + "/models/demo-q8_0.gguf"; }
 
+std::string TemporaryPath(const std::string& suffix) {
+  static std::atomic<int> counter{0};
+  return testing::TempDir() + "tandem-" + std::to_string(getpid()) + "-" +
+         std::to_string(counter++) + suffix;
+}
+
 Process::Process(const std::vector<std::string>& command, std::string log_path)
     : log_path_(std::move(log_path)) {
   std::vector<char*> argv;
@@ -63,7 +63,7 @@ Process::Process(const std::vector<std::string>& command, std::string log_path)
   if (pid_ == 0) {
     dup2(log, STDOUT_FILENO);
     dup2(log, STDERR_FILENO);
-    execv(argv[0], argv.data());
+    execvp(argv[0], argv.data());
     _exit(127);
   }
   close(log);
@@ -105,11 +105,13 @@ std::string Process::Log() const {
 size_t Process::OpenFiles() const { return CountEntries("/proc/" + std::to_string(pid_) + "/fd"); }
 size_t Process::Threads() const { return CountEntries("/proc/" + std::to_string(pid_) + "/task"); }
 
-DaemonProcess::DaemonProcess(std::vector<std::string> flags) {
+DaemonProcess::DaemonProcess(std::vector<std::string> flags, DaemonHost host)
+    : host_(std::move(host)) {
   const std::string port_file = TemporaryPath(".ports");
-  std::vector<std::string> command = {
-      BinaryPath("tandemd"), "--port-file", port_file, "--metrics-listen",
-      "127.0.0.1:0",         "--log-level", "debug"};
+  std::vector<std::string> command = host_.wrapper;
+  command.insert(command.end(), {BinaryPath("tandemd"), "--port-file", port_file,
+                                 "--metrics-listen", host_.address + ":0", "--log-level", "debug"});
+  if (!host_.here()) command.push_back("--insecure");
   command.insert(command.end(), flags.begin(), flags.end());
   process_ = std::make_unique<Process>(command, TemporaryPath(".log"));
   const bool started =
@@ -123,6 +125,8 @@ DaemonProcess::DaemonProcess(std::vector<std::string> flags) {
   metrics_port_ = ports.value("metrics", 0);
   std::filesystem::remove(port_file);
 }
+
+std::string DaemonProcess::Metrics() const { return Scrape(metrics_port_, host_.address); }
 
 Client::Client(const std::string& address)
     : channel_(MakeChannel(address)),
@@ -152,6 +156,7 @@ Generated Client::Generate(
       result.finish = message.finish_reason();
       result.usage = message.usage();
       result.timings = message.timings();
+      result.prompt_cache = message.prompt_cache();
     }
     if (on_message) on_message(context, message);
   }
@@ -171,7 +176,11 @@ v1::ListWorkersResponse Client::Workers() {
 }
 
 bool Client::WaitWorkers(int n) {
-  return WaitFor([&] { return Workers().workers_size() == n; });
+  return WaitFor([&] {
+    const v1::ListWorkersResponse response = Workers();
+    return n == std::count_if(response.workers().begin(), response.workers().end(),
+                              [](const auto& each) { return each.info().phase() != v1::PHASE_STORE; });
+  });
 }
 
 bool Client::WaitIdle() {
@@ -191,16 +200,18 @@ bool Client::WaitIdle() {
 
 Cluster::Cluster(Options options) : options_(std::move(options)) {
   if (options_.model.empty()) options_.model = DemoModel();
-  std::vector<std::string> flags = {"--role",       "router",   "--model",
-                                    options_.model, "--listen", "127.0.0.1:0"};
+  std::vector<std::string> flags = {"--role",   "router",
+                                    "--model",  options_.model,
+                                    "--listen", options_.router_host.address + ":0"};
   flags.insert(flags.end(), options_.router_flags.begin(), options_.router_flags.end());
-  router_ = std::make_unique<DaemonProcess>(flags);
+  router_ = std::make_unique<DaemonProcess>(flags, options_.router_host);
   client_ = std::make_unique<Client>(router_->RouterAddress());
   RestartPrefill();
   RestartDecode();
 }
 
-std::vector<std::string> Cluster::WorkerFlags(const std::string& phase) const {
+std::vector<std::string> Cluster::WorkerFlags(const std::string& phase,
+                                              const DaemonHost& host) const {
   std::vector<std::string> flags = {"--role",
                                     "worker",
                                     "--phase",
@@ -212,7 +223,11 @@ std::vector<std::string> Cluster::WorkerFlags(const std::string& phase) const {
                                     "--threads",
                                     "1",
                                     "--report-interval",
-                                    "20ms"};
+                                    "20ms",
+                                    "--worker-listen",
+                                    host.address + ":0",
+                                    "--data-listen",
+                                    host.address + ":0"};
   const auto& own = phase == "prefill" ? options_.prefill_flags : options_.decode_flags;
   flags.insert(flags.end(), options_.worker_flags.begin(), options_.worker_flags.end());
   flags.insert(flags.end(), own.begin(), own.end());
@@ -221,13 +236,15 @@ std::vector<std::string> Cluster::WorkerFlags(const std::string& phase) const {
 
 void Cluster::RestartPrefill() {
   prefill_.reset();
-  prefill_ = std::make_unique<DaemonProcess>(WorkerFlags("prefill"));
+  prefill_ = std::make_unique<DaemonProcess>(WorkerFlags("prefill", options_.prefill_host),
+                                             options_.prefill_host);
   EXPECT_TRUE(client_->WaitWorkers(decode_ ? 2 : 1));
 }
 
 void Cluster::RestartDecode() {
   decode_.reset();
-  decode_ = std::make_unique<DaemonProcess>(WorkerFlags("decode"));
+  decode_ = std::make_unique<DaemonProcess>(WorkerFlags("decode", options_.decode_host),
+                                            options_.decode_host);
   EXPECT_TRUE(client_->WaitWorkers(2));
 }
 
@@ -261,8 +278,8 @@ v1::GenerateRequest Greedy(const std::string& prompt, uint32_t max_tokens) {
   return request;
 }
 
-std::string Scrape(int port) {
-  boost::asio::ip::tcp::iostream stream("127.0.0.1", std::to_string(port));
+std::string Scrape(int port, const std::string& host) {
+  boost::asio::ip::tcp::iostream stream(host, std::to_string(port));
   stream << "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n" << std::flush;
   const std::string all{std::istreambuf_iterator<char>(stream), {}};
   const size_t body = all.find("\r\n\r\n");

@@ -27,9 +27,13 @@ bool WaitFor(const std::function<bool()>& condition, double limit_s = kWaitLimit
 std::string BinaryPath(const std::string& name);
 std::string DemoModel();
 
+/// A file that nothing else uses, in the test's folder for such.
+std::string TemporaryPath(const std::string& suffix);
+
 /// A child process, its output in a file. Killed with its object.
 class Process {
  public:
+  /// The command's program is looked for in PATH.
   Process(const std::vector<std::string>& command, std::string log_path);
   ~Process();
   Process(const Process&) = delete;
@@ -50,19 +54,33 @@ class Process {
   std::optional<int> exit_code_;
 };
 
+/// Where a daemon runs: here, or (netlab.h) on a network of its own.
+struct DaemonHost {
+  /// Comes before the daemon's own command.
+  std::vector<std::string> wrapper;
+  /// Where it listens and others reach it.
+  std::string address = "127.0.0.1";
+
+  bool here() const { return wrapper.empty(); }
+};
+
 /// A tandemd process that has opened its ports.
 class DaemonProcess {
  public:
   /// Starts `tandemd` with these flags besides --port-file, and waits for its ports. Fails the
-  /// test when it ends instead.
-  explicit DaemonProcess(std::vector<std::string> flags);
+  /// test when it ends instead. Its metrics are on the host's address; other listeners are where
+  /// the flags say.
+  explicit DaemonProcess(std::vector<std::string> flags, DaemonHost host = {});
 
   Process& process() { return *process_; }
   int router_port() const { return router_port_; }
   int metrics_port() const { return metrics_port_; }
-  std::string RouterAddress() const { return "127.0.0.1:" + std::to_string(router_port_); }
+  std::string RouterAddress() const { return host_.address + ":" + std::to_string(router_port_); }
+  /// Its metrics, as Scrape gives them.
+  std::string Metrics() const;
 
  private:
+  const DaemonHost host_;
   std::unique_ptr<Process> process_;
   int router_port_ = 0, metrics_port_ = 0;
 };
@@ -75,6 +93,7 @@ struct Generated {
   v1::FinishReason finish = v1::FINISH_REASON_UNSPECIFIED;
   v1::Usage usage;
   v1::Timings timings;
+  v1::PromptCache prompt_cache;
   std::string request_id;
   int terminal_messages = 0;
   std::multimap<std::string, std::string> trailers;
@@ -109,6 +128,7 @@ class Cluster {
   struct Options {
     std::string model;  // empty: the demo model
     std::vector<std::string> worker_flags, prefill_flags, decode_flags, router_flags;
+    DaemonHost router_host, prefill_host, decode_host;
   };
   Cluster() : Cluster(Options{}) {}
   explicit Cluster(Options options);
@@ -122,7 +142,7 @@ class Cluster {
   void RestartDecode();
 
  private:
-  std::vector<std::string> WorkerFlags(const std::string& phase) const;
+  std::vector<std::string> WorkerFlags(const std::string& phase, const DaemonHost& host) const;
   Options options_;
   std::unique_ptr<DaemonProcess> router_, prefill_, decode_;
   std::unique_ptr<Client> client_;
@@ -138,8 +158,8 @@ RawReply RawCall(Client& client, const std::string& method, const std::string& b
 /// A greedy request for `prompt`.
 v1::GenerateRequest Greedy(const std::string& prompt, uint32_t max_tokens);
 
-/// The body of http://127.0.0.1:port/metrics; empty when it cannot be had.
-std::string Scrape(int port);
+/// The body of http://host:port/metrics; empty when it cannot be had.
+std::string Scrape(int port, const std::string& host = "127.0.0.1");
 /// The sum of a family's samples whose line contains `label`; nullopt when there are none.
 std::optional<double> MetricSum(const std::string& exposition, const std::string& family,
                                 const std::string& label = "");

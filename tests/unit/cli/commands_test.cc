@@ -12,18 +12,15 @@
 #include <sstream>
 
 #include "cli/client.h"
-#include "cli/interrupt.h"
 #include "tandem/v1/cluster.grpc.pb.h"
 #include "tandem/v1/inference.grpc.pb.h"
+#include "tests/unit/cli/call.h"
 
 namespace tandem::cli {
 namespace {
 
 using testing::HasSubstr;
 using testing::Not;
-
-// Before any thread of gRPC's starts, as in main.
-const bool kHeld = (HoldSignals(), true);
 
 /// Says what its members say, and keeps the last request.
 class Router final : public v1::InferenceService::Service, public v1::ClusterService::Service {
@@ -93,28 +90,6 @@ v1::GenerateResponse Last() {
   response.mutable_timings()->set_prefill_worker("p1");
   response.mutable_timings()->set_decode_worker("d1");
   return response;
-}
-
-struct Outcome {
-  int code = 0;
-  std::string out, err;
-};
-
-Outcome Call(int (*command)(std::span<char* const>, const Terminal&), std::vector<std::string> args,
-             const std::string& router) {
-  std::vector<char*> pointers;
-  for (std::string& arg : args) pointers.push_back(arg.data());
-  std::ostringstream out, err;
-  const Terminal terminal{.out = out, .err = err, .getenv = [&](const char* name) -> const char* {
-                            return std::string_view(name) == "TANDEM_ROUTER" && !router.empty()
-                                       ? router.c_str()
-                                       : nullptr;
-                          }};
-  Outcome outcome;
-  outcome.code = command(pointers, terminal);
-  outcome.out = out.str();
-  outcome.err = err.str();
-  return outcome;
 }
 
 TEST(Generate, StreamsTextExactly) {
@@ -272,17 +247,24 @@ TEST(Status, ShowsATable) {
   worker = router.workers.add_workers();
   worker->mutable_info()->set_name("a-long-name");
   worker->mutable_load()->set_draining(true);
+  worker = router.workers.add_workers();
+  worker->mutable_info()->set_name("s1");
+  worker->mutable_info()->set_phase(v1::PHASE_STORE);
+  worker->set_chunks(12345);
   const Outcome outcome = Call(RunStatus, {}, router.address());
   EXPECT_EQ(outcome.code, 0) << outcome.err;
-  EXPECT_EQ(outcome.out,
-            "NAME         PHASE   STATE     RUNNING  WAITING  KV TOKENS  TOKENS/S  REPORT     "
-            "ADDRESS     MODEL\n"
-            "a-long-name  ?       draining  0        0        0/0        0.0       0.0 s ago  "
-            "            \n"
-            "d1           decode  ready     3        0        17/4096    101.2     0.2 s ago  "
-            "10.0.0.1:9  \n"
-            "router " +
-                router.address() + ": 0 of 256 requests in flight\n");
+  EXPECT_EQ(
+      outcome.out,
+      "NAME         PHASE   STATE     RUNNING  WAITING  KV TOKENS  TOKENS/S  CHUNKS  REPORT   "
+      "  ADDRESS     MODEL\n"
+      "a-long-name  ?       draining  0        0        0/0        0.0       0       0.0 s ago"
+      "              \n"
+      "d1           decode  ready     3        0        17/4096    101.2     0       0.2 s ago"
+      "  10.0.0.1:9  \n"
+      "s1           store   ready     0        0        0/0        0.0       12345   0.0 s ago"
+      "              \n"
+      "router " +
+          router.address() + ": 0 of 256 requests in flight\n");
 }
 
 TEST(Status, SaysThatThereIsNobody) {

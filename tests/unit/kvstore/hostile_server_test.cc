@@ -166,8 +166,8 @@ TEST_F(HostileServerTest, AnotherVersionAndAnotherProtocol) {
     });
   };
   Bytes hello = Hello();
-  hello[4] = 2;
-  EXPECT_THAT(answer(hello).status(), HasStatus(StatusCode::kFailedPrecondition, "version 2"));
+  hello[4] = 9;
+  EXPECT_THAT(answer(hello).status(), HasStatus(StatusCode::kFailedPrecondition, "version 9"));
   const std::string http = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
   EXPECT_THAT(answer({http.begin(), http.end()}).status(),
               HasStatus(StatusCode::kFailedPrecondition, "does not speak"));

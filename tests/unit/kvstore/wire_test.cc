@@ -29,11 +29,11 @@ absl::StatusOr<wire::FrameHeader> Decode(const std::vector<uint8_t>& frame) {
   return wire::DecodeHeader(Header(frame.data(), wire::kHeaderBytes));
 }
 
-// Other builds are on the other end of the wire: this layout is fixed for version 1.
+// Other builds are on the other end of the wire: this layout is fixed for version 2.
 TEST(WireTest, TheFormatIsWhatTheProtoFileSays) {
   const std::vector<uint8_t> body = {1, 2, 3, 4, 5};
   const std::vector<uint8_t> frame = EncodeChunk(body);
-  const std::vector<uint8_t> expected = {'T', 'D', 'M', '1', 1, 0, 3, 0, 5, 0, 0, 0,
+  const std::vector<uint8_t> expected = {'T', 'D', 'M', '1', 2, 0, 3, 0, 5, 0, 0, 0,
                                          0,   0,   0,   0,   5, 0, 0, 0, 0, 0, 0, 0};
   ASSERT_EQ(frame.size(), wire::kHeaderBytes + 5);
   EXPECT_EQ(std::vector<uint8_t>(frame.begin(), frame.begin() + 24), expected);
@@ -64,10 +64,10 @@ TEST(WireTest, HeadersOutOfTheirLimitsAreRefused) {
   };
   const std::vector<Case> cases = {
       {0, {'H', 'T', 'T', 'P'}, StatusCode::kFailedPrecondition, "does not speak"},
-      {4, {2, 0}, StatusCode::kFailedPrecondition, "version 2"},
+      {4, {1, 0}, StatusCode::kFailedPrecondition, "version 1"},
       {4, {0, 0}, StatusCode::kFailedPrecondition, "version 0"},
       {6, {0, 0}, StatusCode::kDataLoss, "type 0"},
-      {6, {8, 0}, StatusCode::kDataLoss, "type 8"},
+      {6, {14, 0}, StatusCode::kDataLoss, "type 14"},
       {6, {3, 1}, StatusCode::kDataLoss, "type 259"},
       {8, {1, 0, 1, 0}, StatusCode::kDataLoss, "65537"},
       {8, {255, 255, 255, 255}, StatusCode::kDataLoss, "4294967295"},

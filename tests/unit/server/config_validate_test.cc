@@ -34,10 +34,23 @@ TEST(Validate, DefaultsNeedOnlyAModel) {
   }
 }
 
-TEST(Validate, StoreIsNotThereYet) {
-  const absl::Status status = Validate(Good(Role::kStore));
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("not available in this version"));
+TEST(Validate, StoresNeedRoutersAndMemoryButNoModel) {
+  Config config = Good(Role::kStore);
+  config.model.clear();
+  config.routers.clear();
+  EXPECT_THAT(Fault(config), AllOf(HasSubstr("routers is empty"), HasSubstr("'store'")));
+  config.routers = {"router:8470"};
+  EXPECT_TRUE(Validate(config).ok()) << Validate(config);
+  config.kv_memory_bytes = 0;
+  EXPECT_THAT(Fault(config), HasSubstr("kv_memory_bytes is 0"));
+}
+
+TEST(Validate, TiersNeedTheCacheThatTheyBelongTo) {
+  Config config = Good(Role::kAll);
+  config.kv_memory_bytes = 0;
+  EXPECT_TRUE(Validate(config).ok());
+  config.kv_disk_path = "/var/lib/tandem";
+  EXPECT_THAT(Fault(config), HasSubstr("kv_disk_path"));
 }
 
 TEST(Validate, WorkersNeedPhaseAndRouters) {

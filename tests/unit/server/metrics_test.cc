@@ -230,6 +230,8 @@ TEST(RouterMetrics, ShowsStateAndStages) {
   server::RouterMetrics router(registry, "m", {"other"});
   router.InFlight(5, 256);
   router.Workers("decode", 2);
+  router.Workers("store", 3);
+  router.DirectoryChunks(1000000);
   router.Rejected("queue_full");
   router.StageSeconds(server::Stage::kHandoff, 0.01);
   router.RouterOverheadSeconds(0.0001);
@@ -237,6 +239,8 @@ TEST(RouterMetrics, ShowsStateAndStages) {
   for (const char* line : {"tandem_router_requests_in_flight{model_name=\"m\"} 5\n",
                            "tandem_router_requests_limit{model_name=\"m\"} 256\n",
                            "tandem_router_workers{model_name=\"m\",phase=\"decode\"} 2\n",
+                           "tandem_router_workers{model_name=\"m\",phase=\"store\"} 3\n",
+                           "tandem_router_directory_chunks{model_name=\"m\"} 1000000\n",
                            "tandem_router_rejected_total{model_name=\"m\",reason=\"queue_full\"} 1",
                            "tandem_router_stage_seconds_count{model_name=\"m\",stage=\"handoff\"} "
                            "1\n",

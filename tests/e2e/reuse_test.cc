@@ -1,0 +1,234 @@
+// Prefixes that are never computed twice, as a client of real processes sees it: a chat's second
+// turn, a shared document, restarts, another node's chunks, tenants, and a source that dies.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <random>
+
+#include "tests/e2e/harness.h"
+#include "tests/support/bare_engine.h"
+
+namespace tandem::e2e {
+namespace {
+
+constexpr uint32_t kChunkTokens = 256, kStepTokens = 512;
+
+std::vector<int32_t> Text(uint32_t seed, size_t n) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens = {1};
+  while (tokens.size() < n) tokens.push_back(260 + static_cast<int32_t>(random() % 3800));
+  return tokens;
+}
+
+v1::GenerateRequest RequestFor(const std::vector<int32_t>& prompt, uint32_t max_tokens) {
+  v1::GenerateRequest request = Greedy("", max_tokens);
+  request.mutable_prompt_tokens()->mutable_ids()->Add(prompt.begin(), prompt.end());
+  return request;
+}
+
+uint32_t Cached(const v1::PromptCache& cache) {
+  return cache.engine_tokens() + cache.memory_tokens() + cache.disk_tokens() +
+         cache.redis_tokens() + cache.peer_tokens();
+}
+
+Generated Ask(Client& client, const v1::GenerateRequest& request) {
+  const Generated got = client.Generate(request);
+  EXPECT_TRUE(got.status.ok()) << got.status.error_message();
+  EXPECT_EQ(Cached(got.prompt_cache) + got.prompt_cache.computed_tokens(),
+            got.usage.prompt_tokens());
+  EXPECT_EQ(Cached(got.prompt_cache), got.usage.cached_tokens());
+  return got;
+}
+
+/// Waits until the routers know of `n` chunks.
+bool WaitChunks(DaemonProcess& router, double n) {
+  return WaitFor([&] {
+    return MetricSum(router.Metrics(), "tandem_router_directory_chunks").value_or(0) >= n;
+  });
+}
+
+/// Keeps nothing in the engine, so that chunks come from the store.
+const std::vector<std::string> kStoreOnly = {"--retained-prompts", "0"};
+
+/// How far the answer is from what the bare engine takes for likeliest, beyond rounding.
+void ExpectFaithful(const std::vector<int32_t>& prompt, const std::vector<int32_t>& answer) {
+  static const auto bare = [] {
+    auto loaded = oracle::BareEngine::Load({.model_path = DemoModel()});
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    return *std::move(loaded);
+  }();
+  std::vector<int32_t> sequence = prompt;
+  sequence.insert(sequence.end(), answer.begin(), answer.end());
+  const oracle::StepShape alone{.step_tokens = kStepTokens};
+  auto noise = bare->StepShapeNoise(sequence, prompt.size(), alone, oracle::BusyShapes(kStepTokens));
+  ASSERT_TRUE(noise.ok()) << noise.status();
+  auto gaps = bare->Gaps(sequence, prompt.size(), alone);
+  ASSERT_TRUE(gaps.ok()) << gaps.status();
+  EXPECT_LE(*std::max_element(gaps->begin(), gaps->end()), *noise);
+}
+
+TEST(Reuse, SecondTurnOfAChatComputesOnlyWhatIsNew) {
+  for (const bool store_only : {false, true}) {
+    Cluster cluster({.worker_flags = {"--kv-floor", "lossless"},
+                     .prefill_flags = store_only ? kStoreOnly : std::vector<std::string>{}});
+    Client& client = cluster.client();
+    Ask(client, RequestFor(Text(1, 600), 2));  // the engine is warm
+    // The best of three chats: what other processes do to one is not ours.
+    double ratio = 1;
+    for (uint32_t chat = 0; chat < 3; ++chat) {
+      std::vector<int32_t> history = Text(10 + chat, 1800);
+      const Generated first = Ask(client, RequestFor(history, 24));
+      EXPECT_EQ(Cached(first.prompt_cache), 0u);
+      ASSERT_TRUE(WaitChunks(cluster.router(), 7 * (chat + 1)));
+      history.insert(history.end(), first.tokens.begin(), first.tokens.end());
+      const auto question = Text(20 + chat, 20);
+      history.insert(history.end(), question.begin() + 1, question.end());
+      const Generated second = Ask(client, RequestFor(history, 16));
+      EXPECT_GE(Cached(second.prompt_cache), 1792u);
+      EXPECT_EQ(second.prompt_cache.level(), "lossless");
+      if (store_only) {
+        EXPECT_EQ(second.prompt_cache.memory_tokens(), 1792u);
+      } else {
+        EXPECT_EQ(second.prompt_cache.engine_tokens(), 1800u);
+      }
+      ExpectFaithful(history, second.tokens);
+      ratio = std::min(ratio, second.timings.ttft_s() / first.timings.ttft_s());
+    }
+    EXPECT_LE(ratio, 0.2) << (store_only ? "from the store" : "from the engine");
+  }
+}
+
+TEST(Reuse, LossyChunksServeWhoAcceptsThemAndLosslessOnesTheOthers) {
+  Cluster cluster({.prefill_flags = kStoreOnly});
+  Client& client = cluster.client();
+  const auto prompt = Text(2, 1000);
+  Ask(client, RequestFor(prompt, 4));
+  ASSERT_TRUE(WaitChunks(cluster.router(), 3));
+  v1::GenerateRequest exact = RequestFor(prompt, 16);
+  exact.set_kv_floor("lossless");
+  const Generated got = Ask(client, exact);
+  EXPECT_EQ(Cached(got.prompt_cache), 768u);
+  EXPECT_EQ(got.prompt_cache.level(), "lossless");
+  ExpectFaithful(prompt, got.tokens);
+  exact.set_kv_floor("best");
+  EXPECT_EQ(client.Generate(exact).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST(Reuse, BypassNeitherUsesNorKeeps) {
+  Cluster cluster;
+  Client& client = cluster.client();
+  v1::GenerateRequest request = RequestFor(Text(3, 800), 4);
+  request.set_bypass_cache(true);
+  Ask(client, request);
+  EXPECT_EQ(Cached(Ask(client, request).prompt_cache), 0u);
+  request.set_bypass_cache(false);
+  EXPECT_EQ(Cached(Ask(client, request).prompt_cache), 0u) << "somebody kept it";
+  EXPECT_GT(Cached(Ask(client, request).prompt_cache), 0u);
+}
+
+TEST(Reuse, TenantsShareNothing) {
+  Cluster cluster({.router_flags = {"--tenants", "ann,bob"}});
+  Client& client = cluster.client();
+  v1::GenerateRequest request = RequestFor(Text(4, 1000), 4);
+  request.set_tenant("ann");
+  Ask(client, request);
+  ASSERT_TRUE(WaitChunks(cluster.router(), 3));
+  EXPECT_GT(Cached(Ask(client, request).prompt_cache), 0u);
+  request.set_tenant("bob");
+  EXPECT_EQ(Cached(Ask(client, request).prompt_cache), 0u);
+}
+
+/// A router, both workers and a store node with a disk.
+class WithStore : public testing::Test {
+ protected:
+  void SetUp() override {
+    StartCluster();
+    StartStore();
+  }
+  void StartCluster() {
+    cluster_.emplace(Cluster::Options{.worker_flags = {"--kv-floor", "lossless"},
+                                      .prefill_flags = kStoreOnly});
+  }
+  void StartStore() {
+    store_.emplace(std::vector<std::string>{
+        "--role", "store", "--routers", cluster_->router().RouterAddress(), "--report-interval",
+        "20ms", "--kv-disk-path", disk_});
+    ASSERT_TRUE(WaitFor([&] {
+      const auto workers = cluster_->client().Workers();
+      return std::any_of(workers.workers().begin(), workers.workers().end(),
+                         [](const auto& each) { return each.info().phase() == v1::PHASE_STORE; });
+    }));
+  }
+  double StoreChunks() {
+    return MetricSum(store_->Metrics(), "tandem_kv_tier_chunks", "disk").value_or(0);
+  }
+
+  const std::string disk_ = TemporaryPath(".kv");
+  std::optional<Cluster> cluster_;
+  std::optional<DaemonProcess> store_;
+};
+
+TEST_F(WithStore, ChunksOutliveTheWorkerThatMadeThem) {
+  const auto prompt = Text(5, 1500);
+  const Generated before = Ask(cluster_->client(), RequestFor(prompt, 16));
+  ASSERT_TRUE(WaitFor([&] { return StoreChunks() >= 5; }));
+  cluster_->RestartPrefill();
+  ASSERT_TRUE(WaitChunks(cluster_->router(), 5));
+  const Generated after = Ask(cluster_->client(), RequestFor(prompt, 16));
+  EXPECT_EQ(after.prompt_cache.peer_tokens(), 1280u);
+  ExpectFaithful(prompt, after.tokens);
+  // What it fetched it holds from now on.
+  EXPECT_EQ(Ask(cluster_->client(), RequestFor(prompt, 16)).prompt_cache.memory_tokens(), 1280u);
+}
+
+TEST_F(WithStore, ChunksOutliveARestartOfEveryProcess) {
+  const auto prompt = Text(6, 1500);
+  Ask(cluster_->client(), RequestFor(prompt, 16));
+  ASSERT_TRUE(WaitFor([&] { return StoreChunks() >= 5; }));
+  store_->process().Signal(SIGKILL);
+  store_.reset();
+  cluster_.reset();
+  StartCluster();
+  StartStore();
+  ASSERT_TRUE(WaitChunks(cluster_->router(), 5));
+  const Generated after = Ask(cluster_->client(), RequestFor(prompt, 16));
+  EXPECT_EQ(after.prompt_cache.peer_tokens(), 1280u);
+  ExpectFaithful(prompt, after.tokens);
+}
+
+TEST_F(WithStore, AStoreThatIsGoneCostsNoRequest) {
+  const auto prompt = Text(7, 1500);
+  Ask(cluster_->client(), RequestFor(prompt, 4));
+  ASSERT_TRUE(WaitFor([&] { return StoreChunks() >= 5; }));
+  cluster_->RestartPrefill();
+  ASSERT_TRUE(WaitChunks(cluster_->router(), 5));
+  // Frozen, it still counts as there: the connection is made and nothing comes.
+  store_->process().Signal(SIGSTOP);
+  const Generated frozen = Ask(cluster_->client(), RequestFor(prompt, 16));
+  EXPECT_EQ(Cached(frozen.prompt_cache), 0u);
+  ExpectFaithful(prompt, frozen.tokens);
+  store_->process().Signal(SIGKILL);
+  EXPECT_TRUE(cluster_->client().WaitIdle());
+}
+
+TEST(Reuse, RestartedWorkerFindsItsOwnDisk) {
+  const std::string disk = TemporaryPath(".kv");
+  std::vector<std::string> flags = kStoreOnly;
+  flags.insert(flags.end(), {"--kv-disk-path", disk});
+  Cluster cluster({.worker_flags = {"--kv-floor", "lossless"}, .prefill_flags = flags});
+  const auto prompt = Text(8, 1500);
+  Ask(cluster.client(), RequestFor(prompt, 16));
+  ASSERT_TRUE(WaitFor([&] {
+    return MetricSum(cluster.prefill().Metrics(), "tandem_kv_tier_chunks", "disk").value_or(0) >= 5;
+  }));
+  cluster.prefill().process().Signal(SIGKILL);
+  cluster.RestartPrefill();
+  const Generated after = Ask(cluster.client(), RequestFor(prompt, 16));
+  EXPECT_EQ(after.prompt_cache.disk_tokens(), 1280u);
+  ExpectFaithful(prompt, after.tokens);
+}
+
+}  // namespace
+}  // namespace tandem::e2e
