@@ -187,15 +187,12 @@ absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& ro
   options.handoff_lease = config_.handoff_lease;
   options.report_interval = config_.report_interval;
   options.prefill_sequences = config_.prefill_sequences;
-  if (phase == Phase::kPrefill && store_ != nullptr) {
-    options.store = store_.get();
-    options.cache.chunk_tokens = config_.chunk_tokens;
-    options.cache.codec_threads = config_.kv_threads;
-    ASSIGN_OR_RETURN(options.cache.profile, LoadProfile(config_));
-    if (config_.kv_floor != "auto") {
-      ASSIGN_OR_RETURN(options.cache.floor, kvstore::codec::ParseLevel(config_.kv_floor));
-    }
+  if (phase == Phase::kPrefill) options.store = store_.get();
+  ASSIGN_OR_RETURN(options.profile, LoadProfile(config_));
+  if (config_.kv_floor != "auto") {
+    ASSIGN_OR_RETURN(options.kv_floor, kvstore::codec::ParseLevel(config_.kv_floor));
   }
+  options.kv_threads = config_.kv_threads;
   ASSIGN_OR_RETURN(auto worker, workers::Worker::Start(std::move(options), model, registry));
   workers_.push_back(std::move(worker));
   return absl::OkStatus();

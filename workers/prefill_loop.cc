@@ -173,6 +173,10 @@ void PrefillLoop::Start(std::unique_ptr<Active> owned) {
   if (active.job.max_tokens > 1) {
     auto published = server_->Publish(
         active.job.handoff_id, active.job.context,
+        {.floor = std::min(options_.kv_floor, active.job.cache.floor),
+         .n_tokens = static_cast<uint32_t>(active.job.tokens.size()),
+         .chunk_tokens = options_.chunk_tokens,
+         .seconds_per_token = seconds_per_token_},
         [this, context = active.job.context, events = active.job.events,
          bytes = active.reserved_bytes](absl::Status outcome, kvstore::HandoffStats stats) {
           OnReleased(*context, *events, bytes, std::move(outcome), stats);

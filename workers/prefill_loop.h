@@ -91,6 +91,8 @@ class PrefillLoop {
     uint32_t chunk_tokens = 256;
     /// Bytes of published KV held at most. A prompt starts only when all of its KV fits.
     uint64_t handoff_buffer_bytes = 1 << 30;
+    /// The coarsest level at which KV is handed over.
+    kvstore::Level kv_floor = kvstore::Level::kLossless;
     /// Prompts computed at once; the engine's further sequences retain prompts that are done.
     uint32_t max_sequences = 8;
   };

@@ -1,82 +1,37 @@
 #include "workers/prefix_cache.h"
 
 #include <algorithm>
-#include <boost/asio/post.hpp>
 
-#include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "workers/engine/geometry.h"
 
 namespace tandem::workers {
 
 using kvstore::ChunkId;
 using kvstore::KvChunk;
 using kvstore::Level;
-using kvstore::codec::Codec;
 
-namespace {
-
-/// What `floor` is when nobody says: q1 only where its loss was measured.
-absl::StatusOr<Level> EffectiveFloor(const PrefixCache::Options& options, const Codec& codec) {
-  if (!options.floor) {
-    const bool measured = codec.profile() != nullptr && codec.CheckLevel(Level::kQ1).ok();
-    return measured ? Level::kQ1 : Level::kLossless;
-  }
-  const absl::Status possible = codec.CheckLevel(*options.floor);
-  if (possible.ok()) return *options.floor;
-  return absl::FailedPreconditionError(absl::StrCat(
-      "kv_floor is ", View(kvstore::codec::LevelName(*options.floor)), ": ", possible.message()));
-}
-
-}  // namespace
-
-PrefixCache::PrefixCache(Options options, kvstore::Store* store, KvMetrics* metrics)
+PrefixCache::PrefixCache(const Engine& engine, boost::asio::io_context& io, kvstore::Store* store,
+                         KvCoder* coder, KvMetrics* metrics, Options options)
     : options_(std::move(options)),
       store_(store),
+      coder_(coder),
       metrics_(metrics),
-      codec_threads_(std::max(1u, options_.codec_threads)) {}
-
-absl::StatusOr<std::unique_ptr<PrefixCache>> PrefixCache::Create(const Engine& engine,
-                                                                 boost::asio::io_context& io,
-                                                                 kvstore::Store* store,
-                                                                 KvMetrics* metrics,
-                                                                 Options options) {
-  std::unique_ptr<PrefixCache> cache(new PrefixCache(std::move(options), store, metrics));
-  cache->namespace_ = kvstore::KvNamespace(engine.identity());
-  cache->opaque_ = engine.layout().opaque;
-  ASSIGN_OR_RETURN(const kvstore::KvGeometry geometry, GeometryOf(engine));
-  ASSIGN_OR_RETURN(Codec codec, Codec::Create(engine.layout(), geometry,
-                                              engine.model().fingerprint(),
-                                              cache->options_.profile));
-  cache->codec_ = std::move(codec);
-  ASSIGN_OR_RETURN(cache->floor_, EffectiveFloor(cache->options_, *cache->codec_));
+      namespace_(kvstore::KvNamespace(engine.identity())),
+      shared_(store->has_shared_tier()),
+      opaque_(engine.layout().opaque) {
   for (const Level level : kvstore::codec::kAllLevels) {
-    if (level <= cache->floor_ && cache->codec_->CheckLevel(level).ok()) {
-      cache->kept_levels_.push_back(level);
-    }
+    if (((coder->encodings() >> kvstore::EncodingOf(level)) & 1) != 0) kept_levels_.push_back(level);
   }
-  cache->shared_ = store->has_shared_tier();
-  const uint32_t last = engine.options().context_tokens;
-  cache->loader_ = kvstore::ContextLoader::Create(
-      io, store, &*cache->codec_,
+  loader_ = kvstore::ContextLoader::Create(
+      io, store, &coder->codec(),
       {.new_sink =
-           [&engine, last](uint32_t first_position, uint32_t n_tokens) {
-             return engine.NewSink(n_tokens, std::min(first_position, last));
+           [&engine](uint32_t first_position, uint32_t n_tokens) {
+             return engine.NewSink(n_tokens, first_position);
            },
-       .run = [raw = cache.get()](std::function<void()> job) {
-         boost::asio::post(raw->codec_threads_, std::move(job));
-       },
+       .run = [coder](std::function<void()> job) { coder->Run(std::move(job)); },
        .observer = metrics});
-  return cache;
-}
-
-PrefixCache::~PrefixCache() { Stop(); }
-
-void PrefixCache::Stop() {
-  loader_->Stop();
-  codec_threads_.join();
 }
 
 std::vector<ChunkId> PrefixCache::Ids(const std::string& tenant,
@@ -119,11 +74,10 @@ void PrefixCache::Keep(const ChunkId& id, std::shared_ptr<const KvChunk> chunk, 
   const uint64_t bytes = chunk->bytes.size();
   if (pending_bytes_ + bytes > options_.max_pending_bytes) return metrics_->KeepDropped();
   pending_bytes_ += bytes;
-  boost::asio::post(codec_threads_,
-                    [this, id, chunk = std::move(chunk), level, store_address, bytes] {
-                      Encode(id, *chunk, level, store_address);
-                      pending_bytes_ -= bytes;
-                    });
+  coder_->Run([this, id, chunk = std::move(chunk), level, store_address, bytes] {
+    Encode(id, *chunk, level, store_address);
+    pending_bytes_ -= bytes;
+  });
 }
 
 void PrefixCache::Encode(const ChunkId& id, const KvChunk& chunk, Level level,
@@ -132,7 +86,7 @@ void PrefixCache::Encode(const ChunkId& id, const KvChunk& chunk, Level level,
   for (const Level kept : kept_levels_) {
     if (kept < level || ((held >> static_cast<int>(kept)) & 1) != 0) continue;
     const Stopwatch watch;
-    auto payload = codec_->Encode(chunk, {.level = kept});
+    auto payload = coder_->EncodeNow(chunk, kept);
     if (!payload.ok()) {
       spdlog::error("chunk not kept level={} error=\"{}\"", kvstore::codec::LevelName(kept),
                     payload.status().ToString());

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,10 +10,10 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/request_context.h"
-#include "kvstore/codec/codec.h"
 #include "kvstore/loading/context_loader.h"
 #include "kvstore/store.h"
 #include "workers/engine/engine.h"
+#include "workers/kv_coder.h"
 #include "workers/kv_metrics.h"
 
 namespace tandem::workers {
@@ -38,28 +37,20 @@ class PrefixCache {
  public:
   struct Options {
     uint32_t chunk_tokens = 256;
-    /// nullopt: q1 where a profile has measured its loss on this model, else lossless.
-    std::optional<kvstore::Level> floor;
-    /// Null: no profile.
-    std::shared_ptr<const kvstore::codec::Profile> profile;
-    uint32_t codec_threads = 1;
     /// Bytes of KV that may wait to be encoded; more are not kept.
     uint64_t max_pending_bytes = uint64_t{256} << 20;
   };
-  /// `engine`'s owner thread calls this, before its loop begins; the engine, `store`, `io` and
-  /// `metrics` must outlive the object. FAILED_PRECONDITION when the profile is another model's or
-  /// the floor is a level that this model does not have.
-  static absl::StatusOr<std::unique_ptr<PrefixCache>> Create(const Engine& engine,
-                                                             boost::asio::io_context& io,
-                                                             kvstore::Store* store,
-                                                             KvMetrics* metrics, Options options);
-  ~PrefixCache();
+  /// The engine, `store`, `coder`, `io` and `metrics` must outlive the object.
+  PrefixCache(const Engine& engine, boost::asio::io_context& io, kvstore::Store* store,
+              KvCoder* coder, KvMetrics* metrics, Options options);
+  ~PrefixCache() { Stop(); }
 
   const Options& options() const { return options_; }
   const std::string& kv_namespace() const { return namespace_; }
-  /// The coarsest level used for any request.
-  kvstore::Level floor() const { return floor_; }
-  kvstore::Level FloorFor(const CacheWishes& wishes) const { return std::min(floor_, wishes.floor); }
+  /// The coarsest level used for this request.
+  kvstore::Level FloorFor(const CacheWishes& wishes) const {
+    return std::min(coder_->floor(), wishes.floor);
+  }
 
   /// The ids of the prompt's whole chunks; none when the model's KV cannot be cut into chunks.
   std::vector<kvstore::ChunkId> Ids(const std::string& tenant,
@@ -80,25 +71,22 @@ class PrefixCache {
   /// Whether Redis may know more than Reach.
   bool shared() const { return shared_; }
 
-  /// Ends all loads and waits for the threads. Callbacks are not called any more.
-  void Stop();
+  /// Ends all loads; once the coder has stopped too, callbacks are not called any more.
+  void Stop() { loader_->Stop(); }
 
  private:
-  PrefixCache(Options options, kvstore::Store* store, KvMetrics* metrics);
   void Encode(const kvstore::ChunkId& id, const kvstore::KvChunk& chunk, kvstore::Level level,
               const std::string& store_address);
 
   const Options options_;
   kvstore::Store* const store_;
+  KvCoder* const coder_;
   KvMetrics* const metrics_;
-  std::string namespace_;
-  bool shared_ = false, opaque_ = false;
-  kvstore::Level floor_ = kvstore::Level::kLossless;
+  const std::string namespace_;
+  const bool shared_, opaque_;
   /// Levels that new chunks are kept at, from fine to coarse.
   std::vector<kvstore::Level> kept_levels_;
-  std::optional<kvstore::codec::Codec> codec_;
   std::atomic<uint64_t> pending_bytes_ = 0;
-  boost::asio::thread_pool codec_threads_;
   std::unique_ptr<kvstore::ContextLoader> loader_;
 };
 

@@ -98,17 +98,21 @@ absl::Status Worker::StartParts(std::shared_ptr<const Model> model) {
 }
 
 absl::Status Worker::StartLoop(std::unique_ptr<Engine> engine) {
+  ASSIGN_OR_RETURN(coder_, KvCoder::Create(*engine, options_.profile, options_.kv_floor,
+                                           options_.kv_threads));
   io_thread_ = std::thread([this] { io_.run(); });
   if (options_.phase == v1::PHASE_PREFILL) {
     ASSIGN_OR_RETURN(handoff_server_,
                      kvstore::HandoffServer::Start(io_, {.listen = options_.data_listen,
                                                          .identity = engine->identity(),
                                                          .chunks = options_.store,
+                                                         .coder = coder_.get(),
                                                          .lease = options_.handoff_lease}));
     data_port_ = handoff_server_->port();
     if (options_.store != nullptr) {
-      ASSIGN_OR_RETURN(prefix_cache_, PrefixCache::Create(*engine, io_, options_.store,
-                                                          kv_metrics_.get(), options_.cache));
+      prefix_cache_ = std::make_unique<PrefixCache>(
+          *engine, io_, options_.store, coder_.get(), kv_metrics_.get(),
+          PrefixCache::Options{.chunk_tokens = options_.chunk_tokens});
     }
     prefill_ = std::make_unique<PrefillLoop>(
         std::move(engine), handoff_server_.get(), prefix_cache_.get(), metrics_.get(),
@@ -116,9 +120,13 @@ absl::Status Worker::StartLoop(std::unique_ptr<Engine> engine) {
         PrefillLoop::Options{.max_queued = options_.max_queued,
                              .chunk_tokens = options_.chunk_tokens,
                              .handoff_buffer_bytes = options_.handoff_buffer_bytes,
+                             .kv_floor = coder_->floor(),
                              .max_sequences = options_.prefill_sequences});
   } else {
-    handoff_client_ = kvstore::HandoffClient::Create(io_, {.identity = engine->identity()});
+    handoff_client_ = kvstore::HandoffClient::Create(
+        io_, {.identity = engine->identity(),
+              .coder = coder_.get(),
+              .raw_bytes_per_token = engine->layout().BytesPerToken()});
     decode_ = std::make_unique<DecodeLoop>(std::move(engine), handoff_client_.get(), metrics_.get(),
                                            DecodeLoop::Options{.max_queued = options_.max_queued});
   }
@@ -204,6 +212,7 @@ void Worker::Stop() {
   if (prefix_cache_ != nullptr) prefix_cache_->Stop();
   if (handoff_server_ != nullptr) handoff_server_->Stop();
   if (decode_ != nullptr) decode_->Stop();
+  if (coder_ != nullptr) coder_->Stop();
   if (grpc_.server != nullptr) {
     grpc_.server->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
     grpc_.server->Wait();

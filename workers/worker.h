@@ -41,7 +41,10 @@ struct WorkerOptions {
   uint32_t prefill_sequences = 8;
   /// Null: nothing is cached. Must outlive the worker.
   kvstore::Store* store = nullptr;
-  PrefixCache::Options cache;
+  /// Of the KV: null for none; see KvCoder.
+  std::shared_ptr<const kvstore::codec::Profile> profile;
+  std::optional<kvstore::Level> kv_floor;
+  uint32_t kv_threads = 1;
 };
 
 /// Life: Start ──> serving ── Drain ──> draining ── Stop ──> stopped. Stop may come at any time.
@@ -88,6 +91,7 @@ class Worker {
   boost::asio::steady_timer metrics_timer_{io_};
   std::thread io_thread_;
   // Order matters: destroyed from the last to the first.
+  std::unique_ptr<KvCoder> coder_;
   std::unique_ptr<kvstore::HandoffServer> handoff_server_;
   std::unique_ptr<kvstore::HandoffClient> handoff_client_;
   std::unique_ptr<PrefixCache> prefix_cache_;

@@ -3,13 +3,11 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <boost/asio/async_result.hpp>
-#include <boost/asio/post.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <cstring>
 #include <utility>
 
 #include "base/status.h"
+#include "kvstore/transfer/await_callback.h"
 #include "kvstore/transfer/wire.h"
 
 namespace tandem::kvstore {
@@ -40,21 +38,6 @@ absl::StatusOr<ChunkKey> ParseKey(const std::string& id_bytes, uint32_t level) {
   return ChunkKey{.id = id, .level = static_cast<Level>(level)};
 }
 
-asio::awaitable<absl::StatusOr<Store::Fetched>> FetchFrom(Store& store, ChunkKey key) {
-  const auto executor = co_await asio::this_coro::executor;
-  auto start = [&store, key, executor](auto handler) {
-    auto shared = std::make_shared<decltype(handler)>(std::move(handler));
-    store.Fetch(key, [shared, executor](absl::StatusOr<Store::Fetched> fetched) {
-      asio::post(executor, [shared, fetched = std::move(fetched)]() mutable {
-        (*shared)(std::move(fetched));
-      });
-    });
-  };
-  co_return co_await asio::async_initiate<decltype(asio::use_awaitable),
-                                          void(absl::StatusOr<Store::Fetched>)>(
-      std::move(start), asio::use_awaitable);
-}
-
 asio::awaitable<absl::Status> AnswerFind(FrameSocket& peer, const Frame& frame, Store& store,
                                          absl::Duration limit) {
   v1::Find request;
@@ -79,7 +62,8 @@ asio::awaitable<absl::Status> AnswerFetch(FrameSocket& peer, const Frame& frame,
   v1::Fetch request;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(frame.meta, request));
   CO_ASSIGN_OR_RETURN(const ChunkKey key, ParseKey(request.id(), request.level()));
-  const auto fetched = co_await FetchFrom(store, key);
+  const auto fetched = co_await AwaitCallback<absl::StatusOr<Store::Fetched>>(
+      [&](auto done) { store.Fetch(key, std::move(done)); });
   if (!fetched.ok()) {
     co_return co_await peer.WriteFrame(v1::FRAME_TYPE_MISSING, v1::Missing(), limit);
   }

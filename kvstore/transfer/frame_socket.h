@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kvstore/transfer/send_state.h"
 #include "kvstore/transfer/wire.h"
 
 namespace tandem::kvstore {
@@ -75,6 +76,7 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
   bool lost() const { return lost_; }
   /// Bytes received since the connection was made.
   uint64_t bytes_read() const { return bytes_read_; }
+  SendState send_state() { return ReadSendState(socket_.native_handle()); }
   /// The peer's address and port, for messages.
   const std::string& peer() const { return peer_; }
 

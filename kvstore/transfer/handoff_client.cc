@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kvstore/transfer/chunk_session.h"
 #include "kvstore/transfer/frame_socket.h"
+#include "kvstore/transfer/handoff_encoding.h"
 #include "kvstore/transfer/peer_pool.h"
 #include "kvstore/transfer/task_group.h"
 #include "kvstore/transfer/transfer.h"
@@ -58,7 +60,9 @@ class Client : public std::enable_shared_from_this<Client> {
   asio::awaitable<absl::StatusOr<Result>> Fetch(JobPtr job);
   asio::awaitable<absl::StatusOr<Result>> Transfer(PullJob& job);
   asio::awaitable<absl::Status> ReceiveChunk(PullJob& job, const Frame& frame,
-                                             wire::ChunkSequence& positions);
+                                             wire::ChunkSequence& positions, HandoffStats* stats);
+  asio::awaitable<absl::Status> ReceiveEncoded(PullJob& job, const Frame& frame,
+                                               const v1::ChunkHeader& chunk);
   void WatchJob(const JobPtr& job, asio::steady_timer& deadline);
   void Shutdown();
 
@@ -133,6 +137,10 @@ asio::awaitable<absl::StatusOr<Result>> Client::Transfer(PullJob& job) {
   pull.set_handoff_id(job.handoff_id);
   pull.set_request_id(job.context->request_id().substr(0, kMaxRequestIdBytes));
   pull.set_attempt(job.context->attempt());
+  if (options_.coder != nullptr) {
+    pull.set_encodings(options_.coder->encodings());
+    pull.set_profile_id(options_.coder->profile_id());
+  }
   CO_RETURN_IF_ERROR(co_await peer.WriteFrame(v1::FRAME_TYPE_PULL, pull, options_.silence_timeout));
   Result result;
   wire::ChunkSequence positions;
@@ -150,7 +158,7 @@ asio::awaitable<absl::StatusOr<Result>> Client::Transfer(PullJob& job) {
       co_return absl::DataLossError(absl::StrCat(
           "unexpected frame ", v1::FrameType_Name(frame.header.type), " during a pull"));
     }
-    CO_RETURN_IF_ERROR(co_await ReceiveChunk(job, frame, positions));
+    CO_RETURN_IF_ERROR(co_await ReceiveChunk(job, frame, positions, &result.stats));
     ++result.stats.chunks;
     result.stats.bytes += frame.header.body_bytes;
   }
@@ -161,10 +169,13 @@ asio::awaitable<absl::StatusOr<Result>> Client::Transfer(PullJob& job) {
 }
 
 asio::awaitable<absl::Status> Client::ReceiveChunk(PullJob& job, const Frame& frame,
-                                                   wire::ChunkSequence& positions) {
+                                                   wire::ChunkSequence& positions,
+                                                   HandoffStats* stats) {
   v1::ChunkHeader chunk;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(frame.meta, chunk));
   CO_RETURN_IF_ERROR(positions.Add(chunk.first_position(), chunk.n_tokens()));
+  ++stats->encodings[std::min<size_t>(chunk.encoding(), kEncodings - 1)];
+  if (chunk.encoding() != 0) co_return co_await ReceiveEncoded(job, frame, chunk);
   auto spans = job.sink->Prepare(chunk.first_position(), chunk.n_tokens(), frame.header.body_bytes);
   if (!spans.ok()) co_return absl::DataLossError(spans.status().message());
   const uint64_t room =
@@ -188,6 +199,27 @@ void Client::Stop() {
 void Client::Shutdown() {
   for (const JobPtr& job : jobs_) job->Stop(absl::UnavailableError("the worker is stopping"));
   peers_->Shutdown();
+}
+
+asio::awaitable<absl::Status> Client::ReceiveEncoded(PullJob& job, const Frame& frame,
+                                                     const v1::ChunkHeader& chunk) {
+  if (options_.coder == nullptr || chunk.encoding() >= kEncodings ||
+      ((options_.coder->encodings() >> chunk.encoding()) & 1) == 0 ||
+      frame.header.body_bytes > kMaxChunkBytes) {
+    co_return absl::DataLossError(absl::StrCat("a chunk of ", frame.header.body_bytes,
+                                               " bytes in encoding ", chunk.encoding(),
+                                               ", which this side did not ask for"));
+  }
+  std::vector<uint8_t> bytes(frame.header.body_bytes);
+  std::vector<std::span<uint8_t>> body(1, std::span<uint8_t>(bytes));
+  CO_RETURN_IF_ERROR(co_await job.peer->ReadBody(std::move(body), options_.silence_timeout));
+  auto planes = job.sink->Prepare(chunk.first_position(), chunk.n_tokens(),
+                                  options_.raw_bytes_per_token * chunk.n_tokens());
+  if (!planes.ok()) co_return absl::DataLossError(planes.status().message());
+  CO_RETURN_IF_ERROR(co_await Decoded(*options_.coder, std::move(bytes), chunk.first_position(),
+                                      chunk.n_tokens(), *std::move(planes)));
+  job.sink->Commit();
+  co_return absl::OkStatus();
 }
 
 class HandoffClientImpl final : public HandoffClient {

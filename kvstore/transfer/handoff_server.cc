@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "kvstore/transfer/address.h"
 #include "kvstore/transfer/chunk_session.h"
+#include "kvstore/transfer/handoff_encoding.h"
 #include "kvstore/transfer/frame_socket.h"
 #include "kvstore/transfer/publication.h"
 #include "kvstore/transfer/task_group.h"
@@ -43,7 +44,7 @@ class Server : public std::enable_shared_from_this<Server> {
   void Start() { tasks_->Spawn(Accept(shared_from_this())); }
   void Stop();
   absl::StatusOr<std::shared_ptr<Publication>> Publish(std::string handoff_id,
-                                                       RequestContextPtr context,
+                                                       RequestContextPtr context, HandoffPlan plan,
                                                        HandoffServer::ReleaseCallback on_released);
   uint16_t port() const { return port_; }
   size_t publications() const;
@@ -64,7 +65,11 @@ class Server : public std::enable_shared_from_this<Server> {
   asio::awaitable<absl::Status> ServePull(FrameSocket& peer, const Frame& request,
                                           OfferPtr* pulled);
   /// Sends all of it and waits for the other side's word; returns only with an error.
-  asio::awaitable<absl::Status> Send(FrameSocket& peer, OfferedKv& offer, bool* end_sent);
+  asio::awaitable<absl::Status> Send(FrameSocket& peer, OfferedKv& offer, const v1::Pull& pull,
+                                     bool* end_sent);
+  /// Sends one chunk in the encoding that HandoffPace chooses.
+  asio::awaitable<absl::Status> SendChunk(FrameSocket& peer, OfferedKv& offer,
+                                          const ReadyChunk& chunk, uint32_t encodings);
   absl::StatusOr<OfferPtr> Find(const std::string& handoff_id);
   void Shutdown();
 
@@ -85,13 +90,14 @@ class Server : public std::enable_shared_from_this<Server> {
 };
 
 absl::StatusOr<std::shared_ptr<Publication>> Server::Publish(
-    std::string handoff_id, RequestContextPtr context, HandoffServer::ReleaseCallback on_released) {
+    std::string handoff_id, RequestContextPtr context, HandoffPlan plan,
+    HandoffServer::ReleaseCallback on_released) {
   if (handoff_id.size() != kHandoffIdBytes) {
     return absl::InvalidArgumentError(absl::StrCat("handoff id of ", handoff_id.size(),
                                                    " bytes; it must have ", kHandoffIdBytes));
   }
   auto offer =
-      std::make_shared<OfferedKv>(io_, options_.lease, std::move(context),
+      std::make_shared<OfferedKv>(io_, options_.lease, std::move(context), plan,
                                   OfferedKv::Hooks{.tasks = tasks_,
                                                    .held_bytes = held_bytes_,
                                                    .forget =
@@ -230,7 +236,7 @@ asio::awaitable<absl::Status> Server::ServePull(FrameSocket& peer, const Frame& 
   *pulled = offer;
   bool end_sent = false;
   using asio::experimental::awaitable_operators::operator||;
-  const auto first = co_await (ReadVerdict(peer, &end_sent) || Send(peer, *offer, &end_sent));
+  const auto first = co_await (ReadVerdict(peer, &end_sent) || Send(peer, *offer, pull, &end_sent));
   const absl::Status status = std::visit([](const absl::Status& s) { return s; }, first);
   if (status.ok()) {
     offer->Release(status);
@@ -239,12 +245,35 @@ asio::awaitable<absl::Status> Server::ServePull(FrameSocket& peer, const Frame& 
   co_return status;
 }
 
-asio::awaitable<absl::Status> Server::Send(FrameSocket& peer, OfferedKv& offer, bool* end_sent) {
+asio::awaitable<absl::Status> Server::SendChunk(FrameSocket& peer, OfferedKv& offer,
+                                                const ReadyChunk& chunk, uint32_t encodings) {
+  const size_t encoding = ChooseEncoding(offer, chunk, encodings, peer.send_state(), options_.coder);
+  if (encoding == 0) {
+    CO_RETURN_IF_ERROR(co_await peer.Write(chunk.head(), chunk.body(), options_.lease));
+    offer.CountSent(chunk.body().size(), encoding);
+    co_return absl::OkStatus();
+  }
+  CO_ASSIGN_OR_RETURN(const std::vector<uint8_t> body,
+                      co_await Encoded(*options_.coder, chunk.chunk(), encoding));
+  v1::ChunkHeader header;
+  header.set_first_position(chunk.chunk()->first_position);
+  header.set_n_tokens(chunk.chunk()->n_tokens);
+  header.set_encoding(static_cast<uint32_t>(encoding));
+  CO_ASSIGN_OR_RETURN(const std::vector<uint8_t> head,
+                      wire::EncodeFrame(v1::FRAME_TYPE_CHUNK, header, body));
+  CO_RETURN_IF_ERROR(co_await peer.Write(head, body, options_.lease));
+  offer.CountSent(body.size(), encoding);
+  co_return absl::OkStatus();
+}
+
+asio::awaitable<absl::Status> Server::Send(FrameSocket& peer, OfferedKv& offer,
+                                           const v1::Pull& pull, bool* end_sent) {
+  const uint32_t encodings = CommonEncodings(pull, options_.coder, offer.plan().floor);
   for (size_t n_sent = 0;;) {
     const OfferedKv::Step step = offer.Next(n_sent);
     if (const auto* chunk = std::get_if<OfferedKv::ChunkPtr>(&step)) {
-      CO_RETURN_IF_ERROR(co_await peer.Write((*chunk)->head(), (*chunk)->body(), options_.lease));
-      offer.CountSent(**chunk);
+      const OfferedKv::ChunkPtr kept = *chunk;
+      CO_RETURN_IF_ERROR(co_await SendChunk(peer, offer, *kept, encodings));
       ++n_sent;
     } else if (const auto* end = std::get_if<HandoffEnd>(&step)) {
       v1::End meta;
@@ -296,9 +325,10 @@ class HandoffServerImpl final : public HandoffServer {
   ~HandoffServerImpl() override { server_->Stop(); }
 
   absl::StatusOr<std::shared_ptr<Publication>> Publish(std::string handoff_id,
-                                                       RequestContextPtr context,
+                                                       RequestContextPtr context, HandoffPlan plan,
                                                        ReleaseCallback on_released) override {
-    return server_->Publish(std::move(handoff_id), std::move(context), std::move(on_released));
+    return server_->Publish(std::move(handoff_id), std::move(context), plan,
+                            std::move(on_released));
   }
   uint16_t port() const override { return server_->port(); }
   size_t publications() const override { return server_->publications(); }

@@ -18,9 +18,10 @@ ReadyChunk::ReadyChunk(std::vector<uint8_t> head, std::shared_ptr<const KvChunk>
 ReadyChunk::~ReadyChunk() { *held_bytes_ -= chunk_->bytes.size(); }
 
 OfferedKv::OfferedKv(asio::io_context& io, absl::Duration lease, RequestContextPtr context,
-                     Hooks hooks)
+                     HandoffPlan plan, Hooks hooks)
     : lease_(lease),
       context_(std::move(context)),
+      plan_(plan),
       tasks_(std::move(hooks.tasks)),
       held_bytes_(std::move(hooks.held_bytes)),
       forget_(std::move(hooks.forget)),
@@ -153,9 +154,15 @@ asio::awaitable<bool> OfferedKv::Changed(absl::Duration limit) {
   co_return bool{cancelled};
 }
 
-void OfferedKv::CountSent(const ReadyChunk& chunk) {
+void OfferedKv::CountSent(uint64_t bytes, size_t encoding) {
   ++stats_.chunks;
-  stats_.bytes += chunk.body().size();
+  ++stats_.encodings[encoding];
+  stats_.bytes += bytes;
+}
+
+uint32_t OfferedKv::computed_tokens() {
+  std::lock_guard lock(mutex_);
+  return positions_.next();
 }
 
 }  // namespace tandem::kvstore

@@ -31,6 +31,7 @@ class ReadyChunk {
 
   wire::Bytes head() const { return head_; }
   wire::Bytes body() const { return chunk_->bytes; }
+  const std::shared_ptr<const KvChunk>& chunk() const { return chunk_; }
 
  private:
   const std::vector<uint8_t> head_;
@@ -50,7 +51,7 @@ class OfferedKv final : public Publication, public std::enable_shared_from_this<
     HandoffServer::ReleaseCallback on_released;
   };
   OfferedKv(boost::asio::io_context& io, absl::Duration lease, RequestContextPtr context,
-            Hooks hooks);
+            HandoffPlan plan, Hooks hooks);
 
   /// What the engine gets: aborts when it is dropped before Finish.
   std::shared_ptr<Publication> MakeHandle();
@@ -75,7 +76,11 @@ class OfferedKv final : public Publication, public std::enable_shared_from_this<
   Step Next(size_t n_sent);
   /// Waits until something may have changed (true), or until `limit` has passed (false).
   boost::asio::awaitable<bool> Changed(absl::Duration limit);
-  void CountSent(const ReadyChunk& chunk);
+  void CountSent(uint64_t bytes, size_t encoding);
+  const HandoffPlan& plan() const { return plan_; }
+  const RequestContext& context() const { return *context_; }
+  /// Tokens appended so far.
+  uint32_t computed_tokens();
 
  private:
   enum class State { kOpen, kFinished, kReleased };
@@ -87,6 +92,7 @@ class OfferedKv final : public Publication, public std::enable_shared_from_this<
 
   const absl::Duration lease_;
   const RequestContextPtr context_;
+  const HandoffPlan plan_;
   const std::shared_ptr<TaskGroup> tasks_;
   const std::shared_ptr<std::atomic<uint64_t>> held_bytes_;
 

@@ -6,27 +6,69 @@
 // run on the io_context's thread and must not block.
 #pragma once
 
+#include <array>
 #include <boost/asio/io_context.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/request_context.h"
+#include "kvstore/codec/level.h"
 #include "kvstore/kv_layout.h"
 
 namespace tandem::kvstore {
 
 class Store;
 
+/// How a chunk's body is encoded on the wire: 0 as it lies in the cache, else codec::Level + 1.
+inline constexpr size_t kEncodings = codec::kAllLevels.size() + 1;
+inline constexpr size_t EncodingOf(codec::Level level) { return static_cast<size_t>(level) + 1; }
+
+/// Encodes and decodes KV, on threads of its own. Thread-safe.
+class ChunkCoder {
+ public:
+  virtual ~ChunkCoder() = default;
+  /// Bit i: encoding i is possible.
+  virtual uint32_t encodings() const = 0;
+  /// codec::Profile::id, 0 for none.
+  virtual uint64_t profile_id() const = 0;
+  /// Encoded bytes by raw bytes, as measured so far.
+  virtual double SizeRatio(codec::Level level) const = 0;
+  /// `done` runs on a thread of the coder's and must not block.
+  virtual void Encode(std::shared_ptr<const KvChunk> chunk, codec::Level level,
+                      std::function<void(absl::StatusOr<std::vector<uint8_t>>)> done) = 0;
+  /// Decodes the KV of `n_tokens` from `first_position` into `planes`, which must live until `done`
+  /// has run. Errors of codec::Codec::Decode; DATA_LOSS when it is another chunk's.
+  virtual void Decode(std::vector<uint8_t> bytes, uint32_t first_position, uint32_t n_tokens,
+                      std::vector<std::span<uint8_t>> planes,
+                      std::function<void(absl::Status)> done) = 0;
+};
+
 /// What a handoff has moved.
 struct HandoffStats {
   uint64_t bytes = 0;
   uint32_t chunks = 0;
+  /// Of these, by encoding.
+  std::array<uint32_t, kEncodings> encodings{};
   /// Pull sent to end received.
   absl::Duration duration;
+};
+
+/// What the sender goes by when it chooses encodings: the finest with which the last chunk arrives
+/// soon after it is computed.
+struct HandoffPlan {
+  /// The coarsest level that may be used.
+  codec::Level floor = codec::Level::kLossless;
+  /// Tokens in all.
+  uint32_t n_tokens = 0;
+  uint32_t chunk_tokens = 0;
+  /// Seconds to compute a token; 0: not known.
+  double seconds_per_token = 0;
 };
 
 /// What ends a sequence's KV: sent to the puller after the last chunk.
@@ -73,6 +115,8 @@ class HandoffServer {
     Identity identity;
     /// Serves its chunks besides; null: none. Must outlive the server.
     Store* chunks = nullptr;
+    /// Null: KV is sent as it lies in the cache. Must outlive the server.
+    ChunkCoder* coder = nullptr;
     /// How long finished KV waits for its puller, and how long a stalled one is waited for.
     absl::Duration lease = absl::Seconds(30);
     /// More are refused with RESOURCE_EXHAUSTED.
@@ -95,6 +139,7 @@ class HandoffServer {
   ///   UNAVAILABLE       the server was stopped
   virtual absl::StatusOr<std::shared_ptr<Publication>> Publish(std::string handoff_id,
                                                                RequestContextPtr context,
+                                                               HandoffPlan plan,
                                                                ReleaseCallback on_released) = 0;
   /// The port it listens on.
   virtual uint16_t port() const = 0;
@@ -115,6 +160,10 @@ class HandoffClient {
  public:
   struct Options {
     Identity identity;
+    /// Null: KV comes as it lies in the cache. Must outlive the client.
+    ChunkCoder* coder = nullptr;
+    /// KvLayout::BytesPerToken; used with a coder only.
+    uint64_t raw_bytes_per_token = 0;
     absl::Duration connect_timeout = absl::Seconds(5);
     /// Longest silence of the peer during a pull; it says WAIT every second while it computes.
     absl::Duration silence_timeout = absl::Seconds(10);

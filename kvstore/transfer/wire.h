@@ -73,6 +73,8 @@ class ChunkSequence {
   absl::Status Add(uint32_t first_position, uint32_t n_tokens);
   /// DATA_LOSS unless exactly `n_tokens` positions have come.
   absl::Status End(uint32_t n_tokens) const;
+  /// The position that must come next.
+  uint32_t next() const { return next_; }
 
  private:
   uint32_t next_ = 0;

@@ -88,7 +88,7 @@ class Handoff {
     std::string id = std::to_string(next_id_++);
     id.resize(16);
     auto publication =
-        *server_->Publish(id, context_, [this](absl::Status, auto) { released_.set_value(); });
+        *server_->Publish(id, context_, {}, [this](absl::Status, auto) { released_.set_value(); });
     append_ = Measure([&] {
       for (KvChunk& chunk : chunks) publication->Append(std::move(chunk));
     });

@@ -187,7 +187,7 @@ TEST_F(HandoffEndTest, StoppingTheServerMidWay) {
   EXPECT_EQ(server_->publications(), 0u);
   EXPECT_EQ(server_->held_bytes(), 0u);
   EXPECT_EQ(server_->connections(), 0u);
-  EXPECT_EQ(server_->Publish(MakeId(2), MakeContext(), nullptr).status().code(),
+  EXPECT_EQ(server_->Publish(MakeId(2), MakeContext(), {}, nullptr).status().code(),
             StatusCode::kUnavailable);
   offered.publication->Append(MakeChunk(10, 10));
 }

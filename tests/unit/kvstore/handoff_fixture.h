@@ -138,7 +138,7 @@ class HandoffFixture : public testing::Test {
     auto promise = std::make_shared<std::promise<Outcome>>();
     Offered offered{.released = promise->get_future()};
     auto publication =
-        server_->Publish(MakeId(n), std::move(context), [promise](absl::Status s, HandoffStats t) {
+        server_->Publish(MakeId(n), std::move(context), {}, [promise](absl::Status s, HandoffStats t) {
           promise->set_value({std::move(s), t});
         });
     EXPECT_TRUE(publication.ok()) << publication.status();

@@ -174,9 +174,9 @@ TEST_F(HandoffTest, UnknownIdIsNotFound) {
 
 TEST_F(HandoffTest, AnIdIsOfferedOnceAndPulledOnce) {
   Offered offered = Publish(1);
-  auto second = server_->Publish(MakeId(1), MakeContext(), nullptr);
+  auto second = server_->Publish(MakeId(1), MakeContext(), {}, nullptr);
   EXPECT_EQ(second.status().code(), StatusCode::kAlreadyExists);
-  EXPECT_EQ(server_->Publish("short", MakeContext(), nullptr).status().code(),
+  EXPECT_EQ(server_->Publish("short", MakeContext(), {}, nullptr).status().code(),
             StatusCode::kInvalidArgument);
   offered.publication->Append(MakeChunk(0, 1));
   CollectingSink first_sink, second_sink;
