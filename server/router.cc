@@ -86,14 +86,16 @@ std::shared_ptr<v1::WorkerService::Stub> RouterCore::WorkerStub(const std::strin
 
 uint64_t RouterCore::AddWorker(const v1::WorkerInfo& info) {
   std::lock_guard membership(membership_mutex_);
-  const uint64_t registration = view_.Add(info, absl::Now());
-  Connection connection{.registration = registration, .context_tokens = info.context_tokens()};
+  Connection connection{.context_tokens = info.context_tokens()};
   if (info.phase() != v1::PHASE_STORE) {
     auto channel = MakeChannel(info.grpc_address());
     channel->GetState(/*try_to_connect=*/true);  // the first request must not wait for it
     connection.stub = v1::WorkerService::NewStub(std::move(channel));
   }
+  // Whoever chooses the worker must find its connection.
   std::lock_guard lock(mutex_);
+  connection.registration = view_.Add(info, absl::Now());
+  const uint64_t registration = connection.registration;
   connections_[info.worker_id()] = std::move(connection);
   return registration;
 }
