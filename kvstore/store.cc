@@ -45,6 +45,7 @@ class TieredStore final : public Store {
   void FetchShared(const ChunkKey& key, FetchCallback done) override;
   void Put(StoredChunkPtr chunk) override;
   bool Remove(const ChunkId& id) override;
+  void Discard(const ChunkKey& key) override;
   bool SetPinned(const ChunkId& id, bool pinned) override;
   bool has_shared_tier() const override { return shared_ != nullptr; }
   void CountMiss() override { ++misses_; }
@@ -190,6 +191,14 @@ bool TieredStore::Remove(const ChunkId& id) {
   return true;
 }
 
+void TieredStore::Discard(const ChunkKey& key) {
+  std::lock_guard lock(mutex_);
+  if (disk_) disk_queue_->Cancel(key);
+  memory_->Erase(key);
+  if (disk_) disk_->Erase(key);
+  UpdateLocked(key, nullptr);
+}
+
 // Falling
 
 void TieredStore::Put(StoredChunkPtr chunk) {
@@ -258,7 +267,10 @@ absl::StatusOr<Store::Fetched> TieredStore::FetchFromDisk(const ChunkKey& key) {
   } else {
     chunk = disk_->Get(key);
   }
-  if (!chunk.ok()) return Miss(chunk.status());
+  if (!chunk.ok()) {
+    Update(key);
+    return Miss(chunk.status());
+  }
   memory_->Put(*chunk).IgnoreError();
   std::lock_guard lock(mutex_);
   if (holdings_.Holds(key)) {

@@ -106,6 +106,9 @@ class Store {
   /// Drops all levels of the id from memory and disk (there within moments). True when there was
   /// any.
   virtual bool Remove(const ChunkId& id) = 0;
+  /// Drops this level alone: it turned out to be of no use here. A pin of the id goes with the last
+  /// level.
+  virtual void Discard(const ChunkKey& key) = 0;
   /// True when the id is held here.
   virtual bool SetPinned(const ChunkId& id, bool pinned) = 0;
   /// Somebody computed or fetched otherwise what was asked for by Find: a miss, for the statistics.

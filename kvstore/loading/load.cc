@@ -174,13 +174,17 @@ void Load::Decode(size_t index, StoredChunkPtr chunk, Origin origin) {
   }
   loader_->options().run([self = shared_from_this(), index, chunk = std::move(chunk), origin] {
     absl::StatusOr<Loaded> loaded = self->DecodeNow(index, *chunk, origin);
+    Store* const store = self->loader_->store();
     if (!loaded.ok()) {
       Log(spdlog::level::warn, *self->request_.context, "kv chunk refused",
           "id={} origin={} error=\"{}\"; it is computed", chunk->key().id.Hex().substr(0, 16),
           OriginName(origin), loaded.status().ToString());
       self->loader_->observer().ChunkRefused(origin, loaded.status());
+      // It must not stand in the way of the one that will be computed in its place.
+      if (store != nullptr && origin != Origin::kPeer) store->Discard(chunk->key());
       return self->Absent(index);
     }
+    if (store != nullptr && origin == Origin::kPeer) store->Put(chunk);
     self->loader_->observer().ChunkLoaded(origin, loaded->level, loaded->bytes);
     {
       std::lock_guard lock(self->mutex_);

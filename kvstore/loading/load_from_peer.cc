@@ -110,7 +110,6 @@ asio::awaitable<absl::Status> Load::ReceiveOne(ChunkSession& session, size_t ind
   const ChunkKey key{.id = request_.ids[index], .level = level};
   absl::StatusOr<StoredChunkPtr> chunk = co_await session.Receive(key);
   if (chunk.ok()) {
-    if (loader_->store() != nullptr) loader_->store()->Put(*chunk);
     Decode(index, *std::move(chunk), Origin::kPeer);
     co_return absl::OkStatus();
   }
@@ -118,7 +117,7 @@ asio::awaitable<absl::Status> Load::ReceiveOne(ChunkSession& session, size_t ind
   if (absl::IsNotFound(chunk.status())) co_return absl::OkStatus();
   if (!absl::IsDataLoss(chunk.status())) co_return chunk.status();
   loader_->observer().ChunkRefused(Origin::kPeer, chunk.status());
-  co_return absl::OkStatus();
+  co_return session.in_step() ? absl::OkStatus() : chunk.status();
 }
 
 void Load::Found(size_t holder, size_t first, const std::vector<LevelBytes>& held) {

@@ -158,8 +158,10 @@ asio::awaitable<absl::Status> ChunkSession::Ask(const ChunkKey& key) {
 }
 
 asio::awaitable<absl::StatusOr<StoredChunkPtr>> ChunkSession::Receive(const ChunkKey& key) {
+  in_step_ = false;
   CO_ASSIGN_OR_RETURN(const Frame frame, co_await use_.peer->ReadFrame(kSilence));
   if (frame.header.type == v1::FRAME_TYPE_MISSING) {
+    in_step_ = true;
     answered_at_ = bytes_read();
     co_return absl::NotFoundError("the peer has the chunk no more");
   }
@@ -167,6 +169,7 @@ asio::awaitable<absl::StatusOr<StoredChunkPtr>> ChunkSession::Receive(const Chun
   absl::StatusOr<std::vector<uint8_t>> bytes = co_await ReadEnvelope(*use_.peer, frame, kSilence);
   answered_at_ = bytes_read();
   CO_RETURN_IF_ERROR(bytes.status());
+  in_step_ = true;
   co_return StoredChunk::Open(*std::move(bytes), key);
 }
 
@@ -190,7 +193,10 @@ asio::awaitable<void> ChunkSession::End(absl::Status status) {
   if (status.ok() && !use_.peer->lost()) {
     peers_->Park(use_);
   } else {
-    co_await peers_->Abandon(use_, status.ok() ? absl::CancelledError("done") : status);
+    // Not as a temporary of a conditional operator: g++ 12 destroys such a one twice when it is
+    // part of what is awaited.
+    if (status.ok()) status = absl::CancelledError("done");
+    co_await peers_->Abandon(use_, std::move(status));
   }
 }
 

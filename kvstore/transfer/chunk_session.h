@@ -37,8 +37,10 @@ class ChunkSession {
   /// Asks for a chunk. Several may be asked for before the first is received.
   boost::asio::awaitable<absl::Status> Ask(const ChunkKey& key);
   /// Receives the chunk asked for earliest. NOT_FOUND when the peer has it no more, DATA_LOSS when
-  /// what comes is damaged; after both the conversation goes on.
+  /// what comes is damaged; after both the conversation goes on, if it is still in_step.
   boost::asio::awaitable<absl::StatusOr<StoredChunkPtr>> Receive(const ChunkKey& key);
+  /// False after a frame was damaged: nobody knows where the next one begins.
+  bool in_step() const { return in_step_; }
   /// Gives the peer a chunk to keep. Connects when need be.
   boost::asio::awaitable<absl::Status> Give(const StoredChunk& chunk);
   /// Keeps the connection for later (OK), or drops it and tells the peer why.
@@ -56,6 +58,7 @@ class ChunkSession {
   const std::shared_ptr<PeerPool> peers_;
   PeerUse use_;
   uint64_t answered_at_ = 0;
+  bool in_step_ = true;
 };
 
 /// Answers one FIND, FETCH or STORE that `frame` begins. INVALID_ARGUMENT for another type,

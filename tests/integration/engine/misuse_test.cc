@@ -148,6 +148,7 @@ class ForeignSink : public Engine::IncomingKv {
   void Commit() override {}
   bool complete() const override { return true; }
   uint32_t n_tokens() const override { return 1; }
+  uint32_t first_position() const override { return 0; }
 };
 
 TEST(MisuseTest, InjectAndMove) {
