@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
+#include <optional>
 
 #include "kvstore/codec/level.h"
 
@@ -40,19 +41,21 @@ struct KvMetrics::Families {
     AddStore();
   }
   void AddStore();
+  void AddTier(size_t i);
 
   const std::shared_ptr<prometheus::Registry> registry;
   const Labels labels;
   // Loading.
-  Family<Counter>& loaded = CounterFamily("tandem_kv_loaded_chunks_total",
-                                          "Cached chunks decoded, by origin and level");
-  Family<Counter>& loaded_bytes = CounterFamily("tandem_kv_loaded_bytes_total",
-                                                "Encoded bytes of cached chunks decoded");
+  Family<Counter>& loaded =
+      CounterFamily("tandem_kv_loaded_chunks_total", "Cached chunks decoded, by origin and level");
+  Family<Counter>& loaded_bytes =
+      CounterFamily("tandem_kv_loaded_bytes_total", "Encoded bytes of cached chunks decoded");
   Counter& text = CounterFamily("tandem_kv_text_chunks_total",
                                 "Cached chunks that the adapter had computed instead of loaded")
                       .Add(labels);
-  Family<Counter>& refused = CounterFamily(
-      "tandem_kv_refused_chunks_total", "Chunks that were damaged or not for this model, by origin");
+  Family<Counter>& refused =
+      CounterFamily("tandem_kv_refused_chunks_total",
+                    "Chunks that were damaged or not for this model, by origin");
   Family<Counter>& peer_failures = CounterFamily(
       "tandem_kv_peer_failures_total", "Conversations with other nodes that failed, by code");
   Family<Gauge>& link = GaugeFamily("tandem_kv_link_bytes_per_second",
@@ -69,48 +72,48 @@ struct KvMetrics::Families {
       CounterFamily("tandem_kv_kept_bytes_total", "Encoded bytes of new chunks, by level");
   Counter& encode_seconds =
       CounterFamily("tandem_kv_encode_seconds_total", "Time spent encoding new chunks").Add(labels);
-  Counter& keep_dropped =
-      CounterFamily("tandem_kv_keep_dropped_total",
-                    "New chunks not kept because too much waited to be encoded")
-          .Add(labels);
-  // The store, by tier.
+  Counter& keep_dropped = CounterFamily("tandem_kv_keep_dropped_total",
+                                        "New chunks not kept because too much waited to be encoded")
+                              .Add(labels);
+  // The store, by tier; none of a tier that is not there: it is not unhealthy.
   struct TierFamilies {
     Gauge *bytes, *limit, *chunks, *pending, *healthy;
     Counter *hits, *evictions, *evicted_bytes, *damaged, *failures, *dropped;
   };
-  std::array<TierFamilies, 3> tiers;
+  std::array<std::optional<TierFamilies>, 3> tiers;  // guarded by store_mutex
   Counter* misses = nullptr;
   Gauge* pins = nullptr;
   std::mutex store_mutex;
 };
 
 void KvMetrics::Families::AddStore() {
+  misses = &CounterFamily("tandem_kv_misses_total", "Prompts of which some chunk was nowhere")
+                .Add(labels);
+  pins = &GaugeFamily("tandem_kv_pins", "Chunk ids kept from eviction").Add(labels);
+}
+
+void KvMetrics::Families::AddTier(size_t i) {
   const auto gauge = [this](const char* name, const char* help, const Labels& all) {
     return &GaugeFamily(name, help).Add(all);
   };
   const auto counter = [this](const char* name, const char* help, const Labels& all) {
     return &CounterFamily(name, help).Add(all);
   };
-  for (size_t i = 0; i < tiers.size(); ++i) {
-    const Labels all =
-        With(labels, "tier", kvstore::OriginName(static_cast<kvstore::Origin>(i)));
-    tiers[i] = {
-        .bytes = gauge("tandem_kv_tier_bytes", "Bytes of chunks held", all),
-        .limit = gauge("tandem_kv_tier_limit_bytes", "Most bytes of chunks", all),
-        .chunks = gauge("tandem_kv_tier_chunks", "Chunks held, each level for itself", all),
-        .pending = gauge("tandem_kv_tier_pending_bytes", "Bytes that wait to be written", all),
-        .healthy = gauge("tandem_kv_tier_healthy", "0 while the tier is left alone", all),
-        .hits = counter("tandem_kv_tier_hits_total", "Chunks found there", all),
-        .evictions = counter("tandem_kv_tier_evictions_total", "Chunks evicted for room", all),
-        .evicted_bytes = counter("tandem_kv_tier_evicted_bytes_total", "Bytes evicted", all),
-        .damaged = counter("tandem_kv_tier_damaged_total", "Chunks found damaged, dropped", all),
-        .failures = counter("tandem_kv_tier_failures_total", "Operations that failed", all),
-        .dropped = counter("tandem_kv_tier_dropped_writes_total",
-                           "Chunks not written there because too much waited", all),
-    };
-  }
-  misses = counter("tandem_kv_misses_total", "Prompts of which some chunk was nowhere", labels);
-  pins = gauge("tandem_kv_pins", "Chunk ids kept from eviction", labels);
+  const Labels all = With(labels, "tier", kvstore::OriginName(static_cast<kvstore::Origin>(i)));
+  tiers[i] = {
+      .bytes = gauge("tandem_kv_tier_bytes", "Bytes of chunks held", all),
+      .limit = gauge("tandem_kv_tier_limit_bytes", "Most bytes of chunks", all),
+      .chunks = gauge("tandem_kv_tier_chunks", "Chunks held, each level for itself", all),
+      .pending = gauge("tandem_kv_tier_pending_bytes", "Bytes that wait to be written", all),
+      .healthy = gauge("tandem_kv_tier_healthy", "0 while the tier is left alone", all),
+      .hits = counter("tandem_kv_tier_hits_total", "Chunks found there", all),
+      .evictions = counter("tandem_kv_tier_evictions_total", "Chunks evicted for room", all),
+      .evicted_bytes = counter("tandem_kv_tier_evicted_bytes_total", "Bytes evicted", all),
+      .damaged = counter("tandem_kv_tier_damaged_total", "Chunks found damaged, dropped", all),
+      .failures = counter("tandem_kv_tier_failures_total", "Operations that failed", all),
+      .dropped = counter("tandem_kv_tier_dropped_writes_total",
+                         "Chunks not written there because too much waited", all),
+  };
 }
 
 KvMetrics::KvMetrics(std::shared_ptr<prometheus::Registry> registry, std::string model_name,
@@ -171,11 +174,12 @@ void KvMetrics::SetStore(const kvstore::StoreStats& stats) {
     counter->Increment(std::max(0.0, static_cast<double>(to) - counter->Value()));
   };
   for (size_t i = 0; i < stats.tiers.size(); ++i) {
-    Families::TierFamilies& tier = families_->tiers[i];
+    if (!stats.tiers[i]) continue;
+    if (!families_->tiers[i]) families_->AddTier(i);
+    Families::TierFamilies& tier = *families_->tiers[i];
     raise(tier.hits, stats.hits[i]);
     raise(tier.dropped, stats.dropped_writes[i]);
     tier.pending->Set(static_cast<double>(stats.pending_bytes[i]));
-    if (!stats.tiers[i]) continue;
     tier.bytes->Set(static_cast<double>(stats.tiers[i]->bytes));
     tier.limit->Set(static_cast<double>(stats.tiers[i]->limit_bytes));
     tier.chunks->Set(static_cast<double>(stats.tiers[i]->chunks));

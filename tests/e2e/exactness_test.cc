@@ -104,7 +104,7 @@ class ExactnessTest : public testing::TestWithParam<Setting> {
     bare_ = *std::move(bare);
     cluster_ = std::make_unique<Cluster>(Cluster::Options{
         .model = model_,
-        .worker_flags = {"--k-type", GetParam().cache, "--v-type", GetParam().cache,
+        .worker_flags = {"--kv-floor", "lossless", "--k-type", GetParam().cache, "--v-type", GetParam().cache,
                          "--step-tokens", std::to_string(kStepTokens), "--chunk-tokens",
                          std::to_string(kChunkTokens), "--context-tokens",
                          std::to_string(kContextTokens)}});

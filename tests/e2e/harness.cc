@@ -123,6 +123,7 @@ DaemonProcess::DaemonProcess(std::vector<std::string> flags, DaemonHost host)
   const auto ports = nlohmann::json::parse(std::ifstream(port_file));
   router_port_ = ports.value("router", 0);
   metrics_port_ = ports.value("metrics", 0);
+  if (ports.contains("store")) store_data_port_ = ports["store"].value("data", 0);
   std::filesystem::remove(port_file);
 }
 
@@ -235,14 +236,21 @@ std::vector<std::string> Cluster::WorkerFlags(const std::string& phase,
 }
 
 void Cluster::RestartPrefill() {
-  prefill_.reset();
+  if (prefill_) {
+    prefill_.reset();
+    // The router may not have noticed yet: it must not take the old one for the new one.
+    EXPECT_TRUE(client_->WaitWorkers(1));
+  }
   prefill_ = std::make_unique<DaemonProcess>(WorkerFlags("prefill", options_.prefill_host),
                                              options_.prefill_host);
   EXPECT_TRUE(client_->WaitWorkers(decode_ ? 2 : 1));
 }
 
 void Cluster::RestartDecode() {
-  decode_.reset();
+  if (decode_) {
+    decode_.reset();
+    EXPECT_TRUE(client_->WaitWorkers(1));
+  }
   decode_ = std::make_unique<DaemonProcess>(WorkerFlags("decode", options_.decode_host),
                                             options_.decode_host);
   EXPECT_TRUE(client_->WaitWorkers(2));

@@ -75,6 +75,8 @@ class DaemonProcess {
   Process& process() { return *process_; }
   int router_port() const { return router_port_; }
   int metrics_port() const { return metrics_port_; }
+  /// Of a store node's data plane.
+  int store_data_port() const { return store_data_port_; }
   std::string RouterAddress() const { return host_.address + ":" + std::to_string(router_port_); }
   /// Its metrics, as Scrape gives them.
   std::string Metrics() const;
@@ -82,7 +84,7 @@ class DaemonProcess {
  private:
   const DaemonHost host_;
   std::unique_ptr<Process> process_;
-  int router_port_ = 0, metrics_port_ = 0;
+  int router_port_ = 0, metrics_port_ = 0, store_data_port_ = 0;
 };
 
 /// How one Generate call ended, and what it gave.

@@ -4,75 +4,17 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <random>
+#include <optional>
 
-#include "tests/e2e/harness.h"
-#include "tests/support/bare_engine.h"
+#include "tests/e2e/reuse_fixture.h"
 
 namespace tandem::e2e {
 namespace {
 
-constexpr uint32_t kChunkTokens = 256, kStepTokens = 512;
-
-std::vector<int32_t> Text(uint32_t seed, size_t n) {
-  std::mt19937 random(seed);
-  std::vector<int32_t> tokens = {1};
-  while (tokens.size() < n) tokens.push_back(260 + static_cast<int32_t>(random() % 3800));
-  return tokens;
-}
-
-v1::GenerateRequest RequestFor(const std::vector<int32_t>& prompt, uint32_t max_tokens) {
-  v1::GenerateRequest request = Greedy("", max_tokens);
-  request.mutable_prompt_tokens()->mutable_ids()->Add(prompt.begin(), prompt.end());
-  return request;
-}
-
-uint32_t Cached(const v1::PromptCache& cache) {
-  return cache.engine_tokens() + cache.memory_tokens() + cache.disk_tokens() +
-         cache.redis_tokens() + cache.peer_tokens();
-}
-
-Generated Ask(Client& client, const v1::GenerateRequest& request) {
-  const Generated got = client.Generate(request);
-  EXPECT_TRUE(got.status.ok()) << got.status.error_message();
-  EXPECT_EQ(Cached(got.prompt_cache) + got.prompt_cache.computed_tokens(),
-            got.usage.prompt_tokens());
-  EXPECT_EQ(Cached(got.prompt_cache), got.usage.cached_tokens());
-  return got;
-}
-
-/// Waits until the routers know of `n` chunks.
-bool WaitChunks(DaemonProcess& router, double n) {
-  return WaitFor([&] {
-    return MetricSum(router.Metrics(), "tandem_router_directory_chunks").value_or(0) >= n;
-  });
-}
-
-/// Keeps nothing in the engine, so that chunks come from the store.
-const std::vector<std::string> kStoreOnly = {"--retained-prompts", "0"};
-
-/// How far the answer is from what the bare engine takes for likeliest, beyond rounding.
-void ExpectFaithful(const std::vector<int32_t>& prompt, const std::vector<int32_t>& answer) {
-  static const auto bare = [] {
-    auto loaded = oracle::BareEngine::Load({.model_path = DemoModel()});
-    EXPECT_TRUE(loaded.ok()) << loaded.status();
-    return *std::move(loaded);
-  }();
-  std::vector<int32_t> sequence = prompt;
-  sequence.insert(sequence.end(), answer.begin(), answer.end());
-  const oracle::StepShape alone{.step_tokens = kStepTokens};
-  auto noise = bare->StepShapeNoise(sequence, prompt.size(), alone, oracle::BusyShapes(kStepTokens));
-  ASSERT_TRUE(noise.ok()) << noise.status();
-  auto gaps = bare->Gaps(sequence, prompt.size(), alone);
-  ASSERT_TRUE(gaps.ok()) << gaps.status();
-  EXPECT_LE(*std::max_element(gaps->begin(), gaps->end()), *noise);
-}
-
 TEST(Reuse, SecondTurnOfAChatComputesOnlyWhatIsNew) {
   for (const bool store_only : {false, true}) {
     Cluster cluster({.worker_flags = {"--kv-floor", "lossless"},
-                     .prefill_flags = store_only ? kStoreOnly : std::vector<std::string>{}});
+                     .prefill_flags = store_only ? StoreOnly() : std::vector<std::string>{}});
     Client& client = cluster.client();
     Ask(client, RequestFor(Text(1, 600), 2));  // the engine is warm
     // The best of three chats: what other processes do to one is not ours.
@@ -101,7 +43,7 @@ TEST(Reuse, SecondTurnOfAChatComputesOnlyWhatIsNew) {
 }
 
 TEST(Reuse, LossyChunksServeWhoAcceptsThemAndLosslessOnesTheOthers) {
-  Cluster cluster({.prefill_flags = kStoreOnly});
+  Cluster cluster({.prefill_flags = StoreOnly()});
   Client& client = cluster.client();
   const auto prompt = Text(2, 1000);
   Ask(client, RequestFor(prompt, 4));
@@ -149,7 +91,7 @@ class WithStore : public testing::Test {
   }
   void StartCluster() {
     cluster_.emplace(Cluster::Options{.worker_flags = {"--kv-floor", "lossless"},
-                                      .prefill_flags = kStoreOnly});
+                                      .prefill_flags = StoreOnly()});
   }
   void StartStore() {
     store_.emplace(std::vector<std::string>{
@@ -215,9 +157,8 @@ TEST_F(WithStore, AStoreThatIsGoneCostsNoRequest) {
 
 TEST(Reuse, RestartedWorkerFindsItsOwnDisk) {
   const std::string disk = TemporaryPath(".kv");
-  std::vector<std::string> flags = kStoreOnly;
-  flags.insert(flags.end(), {"--kv-disk-path", disk});
-  Cluster cluster({.worker_flags = {"--kv-floor", "lossless"}, .prefill_flags = flags});
+  Cluster cluster({.worker_flags = {"--kv-floor", "lossless"},
+                   .prefill_flags = StoreOnly({"--kv-disk-path", disk})});
   const auto prompt = Text(8, 1500);
   Ask(cluster.client(), RequestFor(prompt, 16));
   ASSERT_TRUE(WaitFor([&] {

@@ -1,4 +1,4 @@
-// The families that workers and routers expose: their names, labels and values are an API.
+// The families that workers, stores and routers expose: their names, labels and values are an API.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <prometheus/metric_family.h>
@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "server/router_metrics.h"
+#include "workers/kv_metrics.h"
 #include "workers/worker_metrics.h"
 
 namespace tandem {
@@ -23,6 +24,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
 using workers::HandoffDirection;
+using workers::KvMetrics;
 using workers::WorkerMetrics;
 
 using RegistryPtr = std::shared_ptr<prometheus::Registry>;
@@ -45,6 +47,18 @@ void UseAll(WorkerMetrics& worker, server::RouterMetrics& router) {
   router.RequestEnded({.tenant = "default"});
 }
 
+void UseAll(KvMetrics& kv) {
+  kv.ChunkLoaded(kvstore::Origin::kPeer, kvstore::Level::kQ1, 1000);
+  kv.ChunkRefused(kvstore::Origin::kDisk, absl::DataLossError(""));
+  kv.PeerFailed(absl::UnavailableError(""));
+  kv.LinkMeasured("10.0.0.1:8472", 1e6);
+  kv.ChunkKept(kvstore::Level::kQ1, 1000, 0.01);
+  kv.PromptTokens("disk", 256);
+  kvstore::StoreStats stats;
+  stats.tiers[0] = kvstore::TierStats{};
+  kv.SetStore(stats);
+}
+
 std::set<std::string> Documented(const std::regex& row) {
   std::ifstream file(METRICS_DOC);
   std::set<std::string> names;
@@ -60,6 +74,8 @@ TEST(MetricNames, AreTheDocumentedOnes) {
   const auto worker = NewWorker(registry, "prefill");
   server::RouterMetrics router(registry, "m", {"default"});
   UseAll(*worker, router);
+  KvMetrics kv(registry, "m", "w-prefill");
+  UseAll(kv);
   std::set<std::string> exposed;
   for (const auto& family : registry->Collect()) {
     static const char* const kTypes[] = {"counter", "gauge", "summary", "untyped", "histogram"};
@@ -78,10 +94,13 @@ TEST(MetricNames, FollowPrometheusRules) {
   const auto worker = NewWorker(registry, "decode");
   server::RouterMetrics router(registry, "m", {"default"});
   UseAll(*worker, router);
+  KvMetrics kv(registry, "m", "w-decode");
+  UseAll(kv);
   for (const auto& family : registry->Collect()) {
     EXPECT_FALSE(family.help.empty()) << family.name;
     if (family.name.rfind("vllm:", 0) == 0) continue;
-    EXPECT_TRUE(std::regex_match(family.name, std::regex("tandem_(worker|pd|router)_[a-z0-9_]+")));
+    EXPECT_TRUE(
+        std::regex_match(family.name, std::regex("tandem_(worker|pd|router|kv)_[a-z0-9_]+")));
     const bool total = std::regex_search(family.name, std::regex("_total$"));
     EXPECT_EQ(total, family.type == prometheus::MetricType::Counter) << family.name;
   }
@@ -198,6 +217,51 @@ TEST(WorkerMetrics, CallsFromManyThreadsAreAllCounted) {
                               "\"prefill\",worker=\"w-prefill\"} 2000\n"));
 }
 
+TEST(KvMetrics, FollowsTheStoresFigures) {
+  const auto registry = std::make_shared<prometheus::Registry>();
+  KvMetrics kv(registry, "m", "w");
+  kvstore::StoreStats stats;
+  stats.tiers[1] = kvstore::TierStats{.bytes = 700, .damaged = 2, .failures = 3, .healthy = false};
+  stats.hits[1] = 5;
+  stats.misses = 7;
+  stats.pins = 1;
+  // Counters are the store's own, however often they are told.
+  kv.SetStore(stats);
+  kv.SetStore(stats);
+  const std::string text = Exposition(registry);
+  const std::string disk = "{model_name=\"m\",tier=\"disk\",worker=\"w\"} ";
+  EXPECT_THAT(text, HasSubstr("tandem_kv_tier_bytes" + disk + "700\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_tier_damaged_total" + disk + "2\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_tier_failures_total" + disk + "3\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_tier_healthy" + disk + "0\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_tier_hits_total" + disk + "5\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_misses_total{model_name=\"m\",worker=\"w\"} 7\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_pins{model_name=\"m\",worker=\"w\"} 1\n"));
+  // A tier that is not there is not unhealthy.
+  EXPECT_THAT(text, Not(HasSubstr("tier=\"redis\"")));
+}
+
+TEST(KvMetrics, CountsWhatWasLoadedAndRefused) {
+  const auto registry = std::make_shared<prometheus::Registry>();
+  KvMetrics kv(registry, "m", "w");
+  UseAll(kv);
+  UseAll(kv);
+  const std::string text = Exposition(registry);
+  for (const char* line :
+       {"tandem_kv_loaded_chunks_total{level=\"q1\",model_name=\"m\",origin=\"peer\",worker=\"w\"} "
+        "2\n",
+        "tandem_kv_loaded_bytes_total{level=\"q1\",model_name=\"m\",origin=\"peer\",worker=\"w\"} "
+        "2000\n",
+        "tandem_kv_refused_chunks_total{code=\"DATA_LOSS\",model_name=\"m\",origin=\"disk\","
+        "worker=\"w\"} 2\n",
+        "tandem_kv_peer_failures_total{code=\"UNAVAILABLE\",model_name=\"m\",worker=\"w\"} 2\n",
+        "tandem_kv_link_bytes_per_second{from=\"10.0.0.1:8472\",model_name=\"m\",worker=\"w\"} "
+        "1000000\n",
+        "tandem_kv_prompt_tokens_total{model_name=\"m\",origin=\"disk\",worker=\"w\"} 512\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
 TEST(RouterMetrics, CountsARequestUnderItsTenant) {
   const auto registry = std::make_shared<prometheus::Registry>();
   server::RouterMetrics router(registry, "m", {"acme"});
@@ -256,6 +320,8 @@ TEST(Exposition, PleasesPromtool) {
   const auto decode = NewWorker(registry, "decode");
   server::RouterMetrics router(registry, "m", {"default"});
   UseAll(*prefill, router);
+  KvMetrics kv(registry, "m", "w-prefill");
+  UseAll(kv);
   const std::string path = testing::TempDir() + "metrics_" + std::to_string(getpid());
   std::ofstream(path) << Exposition(registry);
   // Exit code 3: style advice, which the vllm: names cannot follow; 1: not an exposition.
