@@ -30,7 +30,8 @@ std::vector<Property> EveryRole() {
        "`store`: a node that keeps KV for others and computes nothing.",
        TextKind::kWord, 0, 0, kRoles},
       {"model", kUsers, &Config::model,
-       "The GGUF file to serve. Required, but for a store. A router reads only its vocabulary.", TextKind::kPath},
+       "The GGUF file to serve. Required, but for a store. A router reads only its vocabulary.",
+       TextKind::kPath},
       {"metrics_listen", kUsers, &Config::metrics_listen,
        "Where Prometheus scrapes `/metrics`. Empty: nowhere.", TextKind::kOptionalListener},
       {"insecure", kUsers, &Config::insecure,
@@ -159,7 +160,8 @@ std::vector<Property> WorkerReuse() {
       {"kv_floor",
        kUsers,
        &Config::kv_floor,
-       "The coarsest level at which KV is kept and moved. `auto`: `q1` where a profile has measured "
+       "The coarsest level at which KV is kept and moved. `auto`: `q1` where a profile has "
+       "measured "
        "its loss on this very model, else `lossless`.",
        TextKind::kWord,
        0,
@@ -183,7 +185,8 @@ std::vector<Property> NodeIdentity() {
       {"routers", kUsers, &Config::routers,
        "Every router to report to. Required for the roles `worker` and `store`.", TextKind::kPeer},
       {"worker_listen", kUsers, &Config::worker_listen,
-       "Where routers and operators reach the node, by gRPC. With `role: all`: loopback.", TextKind::kListener},
+       "Where routers and operators reach the node, by gRPC. With `role: all`: loopback.",
+       TextKind::kListener},
       {"data_listen", kUsers, &Config::data_listen,
        "Where other nodes fetch KV from this one. With `role: all`: loopback.",
        TextKind::kListener},
@@ -210,7 +213,8 @@ std::vector<Property> KvStore() {
        "A Redis, or some nodes of a Redis Cluster, that several machines share as a further tier. "
        "Empty: none.",
        TextKind::kPeer},
-      {"kv_redis_username", kUsers, &Config::kv_redis_username, "Its user. Empty: the default one."},
+      {"kv_redis_username", kUsers, &Config::kv_redis_username,
+       "Its user. Empty: the default one."},
       {"kv_redis_password_file", kUsers, &Config::kv_redis_password_file,
        "A file with its password. Empty: none.", TextKind::kPath},
       {"kv_redis_timeout", kUsers, &Config::kv_redis_timeout,

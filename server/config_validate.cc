@@ -88,9 +88,9 @@ absl::Status ValidateSizes(const Config& config) {
 absl::Status ValidateStore(const Config& config) {
   if (config.kv_memory_bytes > 0) return absl::OkStatus();
   if (config.kv_disk_path.empty() && config.kv_redis.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "kv_memory_bytes is 0, so nothing is cached, but ",
-      config.kv_redis.empty() ? "kv_disk_path" : "kv_redis", " is set"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("kv_memory_bytes is 0, so nothing is cached, but ",
+                   config.kv_redis.empty() ? "kv_disk_path" : "kv_redis", " is set"));
 }
 
 absl::Status ValidateRouter(const Config& config) {

@@ -65,8 +65,8 @@ absl::StatusOr<std::shared_ptr<const kvstore::codec::Profile>> LoadProfile(const
   if (!in.good() && !in.eof()) {
     return absl::NotFoundError(absl::StrCat("kv_profile: cannot read ", path.string()));
   }
-  auto profile = kvstore::codec::ParseProfile(
-      {reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+  auto profile =
+      kvstore::codec::ParseProfile({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
   if (!profile.ok()) return Annotate(profile.status(), absl::StrCat("kv_profile ", path.string()));
   return std::make_shared<const kvstore::codec::Profile>(*std::move(profile));
 }
@@ -245,8 +245,9 @@ void Daemon::Drain() {
   }
   // A worker stays for a moment longer than its last request: one may be on its way from a router
   // that has not read yet that the worker drains.
-  const double quiet_s =
-      config_.role == Role::kWorker || config_.role == Role::kStore ? absl::ToDoubleSeconds(config_.report_interval) : 0;
+  const double quiet_s = config_.role == Role::kWorker || config_.role == Role::kStore
+                             ? absl::ToDoubleSeconds(config_.report_interval)
+                             : 0;
   const Stopwatch waited;
   Stopwatch quiet;
   while (waited.seconds() < absl::ToDoubleSeconds(config_.drain_timeout)) {

@@ -316,7 +316,8 @@ absl::Status PrefillLoop::PublishComputed(Active& active, bool last) {
       const auto chunk = std::make_shared<const kvstore::KvChunk>(std::move(extracted));
       if (active.publication != nullptr) active.publication->Append(chunk);
       if (keep) {
-        cache_->Keep(active.ids[index], chunk, active.origins.level, active.job.cache.store_address);
+        cache_->Keep(active.ids[index], chunk, active.origins.level,
+                     active.job.cache.store_address);
       }
     }
     active.published += n;

@@ -116,9 +116,9 @@ class PrefillLoop {
     Stopwatch since_started;
     double queue_s = 0;
     int32_t sequence = 0;
-    uint32_t computed = 0;   // tokens whose step is done
-    uint32_t published = 0;  // tokens handed to the publication
-    uint32_t in_step = 0;    // tokens in the step being run
+    uint32_t computed = 0;     // tokens whose step is done
+    uint32_t published = 0;    // tokens handed to the publication
+    uint32_t in_step = 0;      // tokens in the step being run
     uint32_t may_compute = 0;  // tokens up to which nothing is waited for
     uint64_t reserved_bytes = 0;
     std::shared_ptr<kvstore::Publication> publication;

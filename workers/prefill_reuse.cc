@@ -26,8 +26,8 @@ void PrefillLoop::FindPrefix(Active& active) {
   active.from_cache.assign(active.ids.size(), false);
   // The last token is always computed: somebody must give the logits after it.
   std::vector<kvstore::ChunkId> loadable(
-      active.ids.begin(), active.ids.begin() + std::min<size_t>(active.ids.size(),
-                                                                (n - 1) / options_.chunk_tokens));
+      active.ids.begin(),
+      active.ids.begin() + std::min<size_t>(active.ids.size(), (n - 1) / options_.chunk_tokens));
   auto match = retained_.Find(job.context->tenant(), job.tokens, cache_->FloorFor(job.cache));
   uint32_t shared = match ? std::min(match->n_tokens, n - 1) : 0;
   const size_t reach = cache_->Reach(loadable, job.cache);
@@ -104,7 +104,8 @@ void PrefillLoop::MakeRoom(uint64_t n_tokens) {
     if (active == computing_.back() && n_tokens > 0) continue;
     wanted += active->job.tokens.size() - engine_->Length(active->sequence);
   }
-  while (free_sequences_.empty() || engine_->held_tokens() + wanted > engine_->options().kv_tokens) {
+  while (free_sequences_.empty() ||
+         engine_->held_tokens() + wanted > engine_->options().kv_tokens) {
     const auto sequence = retained_.DropOldest();
     if (!sequence) return;
     engine_->Free(*sequence);

@@ -22,14 +22,14 @@ PrefixCache::PrefixCache(const Engine& engine, boost::asio::io_context& io, kvst
       shared_(store->has_shared_tier()),
       opaque_(engine.layout().opaque) {
   for (const Level level : kvstore::codec::kAllLevels) {
-    if (((coder->encodings() >> kvstore::EncodingOf(level)) & 1) != 0) kept_levels_.push_back(level);
+    if (((coder->encodings() >> kvstore::EncodingOf(level)) & 1) != 0)
+      kept_levels_.push_back(level);
   }
   loader_ = kvstore::ContextLoader::Create(
       io, store, &coder->codec(),
-      {.new_sink =
-           [&engine](uint32_t first_position, uint32_t n_tokens) {
-             return engine.NewSink(n_tokens, first_position);
-           },
+      {.new_sink = [&engine](
+                       uint32_t first_position,
+                       uint32_t n_tokens) { return engine.NewSink(n_tokens, first_position); },
        .run = [coder](std::function<void()> job) { coder->Run(std::move(job)); },
        .observer = metrics});
 }
@@ -53,12 +53,9 @@ size_t PrefixCache::Reach(std::span<const ChunkId> ids, const CacheWishes& wishe
   return std::min(reach, ids.size());
 }
 
-std::shared_ptr<kvstore::ContextLoad> PrefixCache::Load(RequestContextPtr context,
-                                                        std::vector<ChunkId> ids,
-                                                        size_t first_chunk,
-                                                        const CacheWishes& wishes,
-                                                        absl::Duration compute_after,
-                                                        std::function<void()> on_progress) {
+std::shared_ptr<kvstore::ContextLoad> PrefixCache::Load(
+    RequestContextPtr context, std::vector<ChunkId> ids, size_t first_chunk,
+    const CacheWishes& wishes, absl::Duration compute_after, std::function<void()> on_progress) {
   return loader_->Start({.context = std::move(context),
                          .ids = std::move(ids),
                          .chunk_tokens = options_.chunk_tokens,
@@ -92,8 +89,8 @@ void PrefixCache::Encode(const ChunkId& id, const KvChunk& chunk, Level level,
                     payload.status().ToString());
       continue;
     }
-    const auto sealed = kvstore::StoredChunk::Seal({.id = id, .level = kept},
-                                                   chunk.first_position, chunk.n_tokens, *payload);
+    const auto sealed = kvstore::StoredChunk::Seal({.id = id, .level = kept}, chunk.first_position,
+                                                   chunk.n_tokens, *payload);
     metrics_->ChunkKept(kept, sealed->bytes().size(), watch.seconds());
     store_->Put(sealed);
     if (!store_address.empty()) loader_->Give(store_address, sealed);

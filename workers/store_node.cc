@@ -30,8 +30,8 @@ absl::Status StoreNode::StartParts(std::shared_ptr<prometheus::Registry> metrics
                                         io_, {.listen = options_.data_listen, .chunks = store_}));
   UpdateMetrics();
   service_ = std::make_unique<StoreServiceImpl>(store_);
-  ASSIGN_OR_RETURN(grpc_, StartGrpcServer(
-                              {.listen = options_.grpc_listen, .services = {service_.get()}}));
+  ASSIGN_OR_RETURN(grpc_,
+                   StartGrpcServer({.listen = options_.grpc_listen, .services = {service_.get()}}));
   v1::WorkerInfo info;
   info.set_worker_id(MakeNodeId(options_.name));
   info.set_name(options_.name);

@@ -98,8 +98,8 @@ absl::Status Worker::StartParts(std::shared_ptr<const Model> model) {
 }
 
 absl::Status Worker::StartLoop(std::unique_ptr<Engine> engine) {
-  ASSIGN_OR_RETURN(coder_, KvCoder::Create(*engine, options_.profile, options_.kv_floor,
-                                           options_.kv_threads));
+  ASSIGN_OR_RETURN(
+      coder_, KvCoder::Create(*engine, options_.profile, options_.kv_floor, options_.kv_threads));
   io_thread_ = std::thread([this] { io_.run(); });
   if (options_.phase == v1::PHASE_PREFILL) {
     ASSIGN_OR_RETURN(handoff_server_,

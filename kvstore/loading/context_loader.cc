@@ -49,8 +49,8 @@ Loader::Loader(asio::io_context& io, Store* store, const codec::Codec* codec,
       speeds_(options_.initial_bytes_per_s),
       tasks_(std::make_shared<TaskGroup>(io)),
       peers_(std::make_shared<PeerPool>(
-          io, PeerPool::Options{.chunks_only = true,
-                                .connect_timeout = options_.connect_timeout})) {}
+          io,
+          PeerPool::Options{.chunks_only = true, .connect_timeout = options_.connect_timeout})) {}
 
 void Loader::List(ChunkSession& session) {
   sessions_.insert(&session);

@@ -15,9 +15,9 @@
 
 #include "absl/time/time.h"
 #include "base/request_context.h"
-#include "kvstore/loading/adapter.h"
 #include "kvstore/chunk.h"
 #include "kvstore/codec/codec.h"
+#include "kvstore/loading/adapter.h"
 #include "kvstore/store.h"
 
 namespace tandem::kvstore {

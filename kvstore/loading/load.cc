@@ -201,8 +201,7 @@ absl::StatusOr<ContextLoad::Loaded> Load::DecodeNow(size_t index, const StoredCh
                                                     Origin origin) {
   const Stopwatch watch;
   const auto first = static_cast<uint32_t>(index * request_.chunk_tokens);
-  ASSIGN_OR_RETURN(const codec::ChunkHeader header,
-                   loader_->codec().ReadHeader(chunk.payload()));
+  ASSIGN_OR_RETURN(const codec::ChunkHeader header, loader_->codec().ReadHeader(chunk.payload()));
   if (header.first_position != first || header.n_tokens != request_.chunk_tokens ||
       header.level > chunk.key().level) {
     return absl::DataLossError(absl::StrCat("its KV is of positions ", header.first_position, " + ",

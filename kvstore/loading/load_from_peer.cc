@@ -38,8 +38,8 @@ asio::awaitable<void> Load::LoadFromPeer(std::shared_ptr<Load> self, size_t hold
   absl::Status status;
   try {
     using asio::experimental::awaitable_operators::operator||;
-    const auto first = co_await (self->Converse(session, holder, rate) ||
-                                 self->CountBytes(session, holder, rate));
+    const auto first =
+        co_await (self->Converse(session, holder, rate) || self->CountBytes(session, holder, rate));
     status = std::get<0>(first);
   } catch (const std::exception& error) {
     status = absl::InternalError(error.what());
@@ -93,7 +93,8 @@ asio::awaitable<absl::Status> Load::Converse(ChunkSession& session, size_t holde
 
 asio::awaitable<absl::Status> Load::FindAll(ChunkSession& session, size_t holder) {
   const LoadRequest::Holder& range = request_.holders[holder];
-  const size_t end = std::min<uint64_t>(request_.ids.size(), uint64_t{range.first_chunk} + range.n_chunks);
+  const size_t end =
+      std::min<uint64_t>(request_.ids.size(), uint64_t{range.first_chunk} + range.n_chunks);
   size_t at = std::max<size_t>(range.first_chunk, request_.first_chunk);
   while (at < end) {
     const size_t n = std::min(end - at, kMaxFindIds);

@@ -20,9 +20,8 @@ boost::asio::awaitable<Result> AwaitCallback(Start start) {
   auto initiate = [&start, executor](auto handler) {
     auto shared = std::make_shared<decltype(handler)>(std::move(handler));
     start([shared, executor](Result result) {
-      asio::post(executor, [shared, result = std::move(result)]() mutable {
-        (*shared)(std::move(result));
-      });
+      asio::post(executor,
+                 [shared, result = std::move(result)]() mutable { (*shared)(std::move(result)); });
     });
   };
   co_return co_await asio::async_initiate<decltype(asio::use_awaitable), void(Result)>(

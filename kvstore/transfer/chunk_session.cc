@@ -82,7 +82,7 @@ asio::awaitable<absl::StatusOr<std::vector<uint8_t>>> ReadEnvelope(FrameSocket& 
                                                                    absl::Duration limit) {
   if (frame.header.body_bytes > kMaxChunkBytes) {
     co_return absl::ResourceExhaustedError(absl::StrCat("a chunk of ", frame.header.body_bytes,
-                                               " bytes; the limit is ", kMaxChunkBytes));
+                                                        " bytes; the limit is ", kMaxChunkBytes));
   }
   std::vector<uint8_t> bytes(frame.header.body_bytes);
   std::vector<std::span<uint8_t>> spans(1, std::span<uint8_t>(bytes));
@@ -120,8 +120,8 @@ asio::awaitable<absl::StatusOr<v1::Found>> ChunkSession::AskFind(const v1::Find&
   v1::Found found;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(frame.meta, found));
   if (found.chunks_size() != request.ids_size()) {
-    co_return absl::FailedPreconditionError(absl::StrCat("FOUND names ", found.chunks_size(), " chunks of ",
-                                               request.ids_size()));
+    co_return absl::FailedPreconditionError(
+        absl::StrCat("FOUND names ", found.chunks_size(), " chunks of ", request.ids_size()));
   }
   co_return found;
 }
@@ -203,8 +203,7 @@ asio::awaitable<void> ChunkSession::End(absl::Status status) {
 asio::awaitable<absl::Status> AnswerChunkRequest(FrameSocket& peer, const Frame& frame,
                                                  Store* store, absl::Duration limit) {
   const v1::FrameType type = frame.header.type;
-  if (type != v1::FRAME_TYPE_FIND && type != v1::FRAME_TYPE_FETCH &&
-      type != v1::FRAME_TYPE_STORE) {
+  if (type != v1::FRAME_TYPE_FIND && type != v1::FRAME_TYPE_FETCH && type != v1::FRAME_TYPE_STORE) {
     co_return absl::InvalidArgumentError(
         absl::StrCat("unexpected frame ", v1::FrameType_Name(type), " between requests"));
   }

@@ -59,9 +59,8 @@ size_t ChooseEncoding(OfferedKv& offer, const ReadyChunk& chunk, uint32_t encodi
 asio::awaitable<absl::StatusOr<std::vector<uint8_t>>> Encoded(ChunkCoder& coder,
                                                               std::shared_ptr<const KvChunk> chunk,
                                                               size_t encoding) {
-  co_return co_await AwaitCallback<absl::StatusOr<std::vector<uint8_t>>>([&](auto done) {
-    coder.Encode(std::move(chunk), LevelOf(encoding), std::move(done));
-  });
+  co_return co_await AwaitCallback<absl::StatusOr<std::vector<uint8_t>>>(
+      [&](auto done) { coder.Encode(std::move(chunk), LevelOf(encoding), std::move(done)); });
 }
 
 asio::awaitable<absl::Status> Decoded(ChunkCoder& coder, std::vector<uint8_t> bytes,

@@ -10,8 +10,8 @@
 #include "base/status.h"
 #include "kvstore/transfer/address.h"
 #include "kvstore/transfer/chunk_session.h"
-#include "kvstore/transfer/handoff_encoding.h"
 #include "kvstore/transfer/frame_socket.h"
+#include "kvstore/transfer/handoff_encoding.h"
 #include "kvstore/transfer/publication.h"
 #include "kvstore/transfer/task_group.h"
 #include "kvstore/transfer/transfer.h"
@@ -247,7 +247,8 @@ asio::awaitable<absl::Status> Server::ServePull(FrameSocket& peer, const Frame& 
 
 asio::awaitable<absl::Status> Server::SendChunk(FrameSocket& peer, OfferedKv& offer,
                                                 const ReadyChunk& chunk, uint32_t encodings) {
-  const size_t encoding = ChooseEncoding(offer, chunk, encodings, peer.send_state(), options_.coder);
+  const size_t encoding =
+      ChooseEncoding(offer, chunk, encodings, peer.send_state(), options_.coder);
   if (encoding == 0) {
     CO_RETURN_IF_ERROR(co_await peer.Write(chunk.head(), chunk.body(), options_.lease));
     offer.CountSent(chunk.body().size(), encoding);

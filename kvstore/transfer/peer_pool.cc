@@ -126,12 +126,12 @@ void PeerPool::Park(PeerUse& use) {
   idle.push_back(peer);
   ++n_idle_;
   // An idle server says nothing: when it does, or closes, the connection is of no use.
-  peer->WatchIdle([weak_self = weak_from_this(), weak_peer = std::weak_ptr(peer),
-                   address = use.address] {
-    auto self = weak_self.lock();
-    auto peer = weak_peer.lock();
-    if (self != nullptr && peer != nullptr) self->Forget(address, peer);
-  });
+  peer->WatchIdle(
+      [weak_self = weak_from_this(), weak_peer = std::weak_ptr(peer), address = use.address] {
+        auto self = weak_self.lock();
+        auto peer = weak_peer.lock();
+        if (self != nullptr && peer != nullptr) self->Forget(address, peer);
+      });
 }
 
 asio::awaitable<void> PeerPool::Abandon(PeerUse& use, absl::Status reason) {

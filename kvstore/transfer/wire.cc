@@ -60,8 +60,7 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const uint8_t, kHeaderBytes> 
     return absl::DataLossError(absl::StrCat("frame's reserved field is ", reserved, ", not 0"));
   }
   header.body_bytes = Load<uint64_t>(at + 16);
-  const bool has_body =
-      header.type == v1::FRAME_TYPE_CHUNK || header.type == v1::FRAME_TYPE_STORE;
+  const bool has_body = header.type == v1::FRAME_TYPE_CHUNK || header.type == v1::FRAME_TYPE_STORE;
   const uint64_t max_body = has_body ? kMaxBodyBytes : 0;
   if (header.body_bytes > max_body) {
     return absl::DataLossError(absl::StrCat("frame ", v1::FrameType_Name(header.type), " with ",

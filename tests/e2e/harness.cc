@@ -179,8 +179,9 @@ v1::ListWorkersResponse Client::Workers() {
 bool Client::WaitWorkers(int n) {
   return WaitFor([&] {
     const v1::ListWorkersResponse response = Workers();
-    return n == std::count_if(response.workers().begin(), response.workers().end(),
-                              [](const auto& each) { return each.info().phase() != v1::PHASE_STORE; });
+    return n ==
+           std::count_if(response.workers().begin(), response.workers().end(),
+                         [](const auto& each) { return each.info().phase() != v1::PHASE_STORE; });
   });
 }
 

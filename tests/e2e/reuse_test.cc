@@ -90,13 +90,13 @@ class WithStore : public testing::Test {
     StartStore();
   }
   void StartCluster() {
-    cluster_.emplace(Cluster::Options{.worker_flags = {"--kv-floor", "lossless"},
-                                      .prefill_flags = StoreOnly()});
+    cluster_.emplace(
+        Cluster::Options{.worker_flags = {"--kv-floor", "lossless"}, .prefill_flags = StoreOnly()});
   }
   void StartStore() {
-    store_.emplace(std::vector<std::string>{
-        "--role", "store", "--routers", cluster_->router().RouterAddress(), "--report-interval",
-        "20ms", "--kv-disk-path", disk_});
+    store_.emplace(std::vector<std::string>{"--role", "store", "--routers",
+                                            cluster_->router().RouterAddress(), "--report-interval",
+                                            "20ms", "--kv-disk-path", disk_});
     ASSERT_TRUE(WaitFor([&] {
       const auto workers = cluster_->client().Workers();
       return std::any_of(workers.workers().begin(), workers.workers().end(),

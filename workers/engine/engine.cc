@@ -323,8 +323,7 @@ absl::Status Engine::Append(int32_t sequence, const IncomingKv& kv) {
   RETURN_IF_ERROR(impl_->CheckRoom(kv.n_tokens(), 0, options_));
   // libllama empties the sequence that it writes: the spare one takes the KV and shares it.
   const auto spare = static_cast<int32_t>(options_.max_sequences);
-  RETURN_IF_ERROR(
-      WriteState(impl_->context.get(), spare, sink->blob(), held + kv.n_tokens()));
+  RETURN_IF_ERROR(WriteState(impl_->context.get(), spare, sink->blob(), held + kv.n_tokens()));
   llama_memory_seq_cp(impl_->memory(), spare, sequence, -1, -1);
   llama_memory_seq_rm(impl_->memory(), spare, -1, -1);
   impl_->SetLength(sequence, held + kv.n_tokens());

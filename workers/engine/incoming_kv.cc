@@ -80,9 +80,9 @@ class PlainSink : public BlobSink {
   absl::Status CheckChunk(uint32_t first, uint32_t n, uint64_t body_bytes) const {
     const uint32_t next = first_position_ + received_;
     if (first != next) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(first > next ? "hole in the KV: " : "KV arrived twice: ",
-                       "a chunk begins at position ", first, ", expected ", next));
+      return absl::InvalidArgumentError(absl::StrCat(
+          first > next ? "hole in the KV: " : "KV arrived twice: ", "a chunk begins at position ",
+          first, ", expected ", next));
     }
     if (n == 0 || n > n_tokens_ - received_) {
       return absl::InvalidArgumentError(absl::StrCat("a chunk of ", n, " tokens at position ",

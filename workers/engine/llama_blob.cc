@@ -171,10 +171,7 @@ void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<co
 
 BlobPlan::BlobPlan(const BlobFormat& format, uint32_t n_tokens, uint32_t n_streams,
                    uint32_t first_position)
-    : format_(format),
-      n_tokens_(n_tokens),
-      n_streams_(n_streams),
-      first_position_(first_position) {
+    : format_(format), n_tokens_(n_tokens), n_streams_(n_streams), first_position_(first_position) {
   // magic, sequence, n_streams, n_cells; the cells; transposed_v, n_layers
   size_t offset = 4 * sizeof(uint32_t) + n_tokens * kCellBytes + 2 * sizeof(uint32_t);
   plane_offsets_.reserve(format.planes.size());

@@ -57,9 +57,8 @@ TEST_P(AppendedKv, ComputedAndLoadedChunksMakeTheSameContext) {
   EXPECT_EQ(mixed->held_tokens(), prompt.size());
 }
 
-INSTANTIATE_TEST_SUITE_P(FlashAttention, AppendedKv, testing::Bool(), [](const auto& info) {
-  return info.param ? "On" : "Off";
-});
+INSTANTIATE_TEST_SUITE_P(FlashAttention, AppendedKv, testing::Bool(),
+                         [](const auto& info) { return info.param ? "On" : "Off"; });
 
 TEST(AppendMisuse, IsRefusedAndChangesNothing) {
   auto engine = MakeEngine(ChunkOptions(true));
@@ -70,8 +69,7 @@ TEST(AppendMisuse, IsRefusedAndChangesNothing) {
   EXPECT_TRUE(absl::IsInvalidArgument(engine->Append(1, *second))) << "the sequence is empty";
   EXPECT_TRUE(absl::IsInvalidArgument(engine->Append(99, *second)));
   EXPECT_TRUE(absl::IsInvalidArgument(engine->Inject(1, *second)));
-  EXPECT_TRUE(
-      absl::IsFailedPrecondition(engine->Append(0, *engine->NewSink(kChunk, 2 * kChunk))));
+  EXPECT_TRUE(absl::IsFailedPrecondition(engine->Append(0, *engine->NewSink(kChunk, 2 * kChunk))));
   EXPECT_EQ(engine->Length(0), prompt.size());
   EXPECT_EQ(engine->Length(1), 0u);
   auto decode = MakeEngine(Options(EngineOptions::Use::kDecode));

@@ -137,10 +137,10 @@ class HandoffFixture : public testing::Test {
   Offered Publish(uint32_t n, RequestContextPtr context = MakeContext()) {
     auto promise = std::make_shared<std::promise<Outcome>>();
     Offered offered{.released = promise->get_future()};
-    auto publication =
-        server_->Publish(MakeId(n), std::move(context), {}, [promise](absl::Status s, HandoffStats t) {
-          promise->set_value({std::move(s), t});
-        });
+    auto publication = server_->Publish(MakeId(n), std::move(context), {},
+                                        [promise](absl::Status s, HandoffStats t) {
+                                          promise->set_value({std::move(s), t});
+                                        });
     EXPECT_TRUE(publication.ok()) << publication.status();
     if (publication.ok()) offered.publication = *std::move(publication);
     return offered;

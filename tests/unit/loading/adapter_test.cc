@@ -115,8 +115,8 @@ TEST(Adapter, WaitsForTheLastChunkOnItsWayUnlessItStalls) {
   EXPECT_TRUE(PreferText(last, Level::kQ1, true));
 }
 
-/// A context of `n` chunks over a link whose rate at time t is `rate(t)`, computed and loaded as the
-/// loader does it; returns when it is ready. Steps of 0.1 ms.
+/// A context of `n` chunks over a link whose rate at time t is `rate(t)`, computed and loaded as
+/// the loader does it; returns when it is ready. Steps of 0.1 ms.
 double Simulate(uint32_t n, double deadline_s, const std::function<double(double)>& rate) {
   constexpr double kStepS = 1e-4, kTextS = 0.03;
   const std::array<double, 5> sizes = {900e3, 95e3, 0, 0, 0};

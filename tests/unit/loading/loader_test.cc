@@ -89,17 +89,17 @@ class LoaderTest : public testing::Test {
   std::string Address() const { return "127.0.0.1:" + std::to_string(server_->port()); }
 
   std::shared_ptr<ContextLoad> Start(bool peer = true, Level floor = Level::kQ1) {
-    LoadRequest request{.context = std::make_shared<RequestContext>("load", "default", 0,
-                                                                    absl::InfiniteFuture()),
-                        .ids = ids_,
-                        .chunk_tokens = kChunk,
-                        .floor = floor,
-                        .ready_by = absl::Now() + absl::Seconds(100),
-                        .on_progress = [this] {
-                          std::lock_guard lock(mutex_);
-                          ++progress_;
-                          wake_.notify_all();
-                        }};
+    LoadRequest request{
+        .context = std::make_shared<RequestContext>("load", "default", 0, absl::InfiniteFuture()),
+        .ids = ids_,
+        .chunk_tokens = kChunk,
+        .floor = floor,
+        .ready_by = absl::Now() + absl::Seconds(100),
+        .on_progress = [this] {
+          std::lock_guard lock(mutex_);
+          ++progress_;
+          wake_.notify_all();
+        }};
     if (peer) request.holders.push_back({.address = Address(), .first_chunk = 0, .n_chunks = 6});
     return loader_->Start(std::move(request));
   }
@@ -197,13 +197,13 @@ TEST_F(LoaderTest, DamagedAndForeignChunksAreRefused) {
 TEST_F(LoaderTest, APeerThatIsNotThereCostsNothing) {
   const std::string address = Address();
   server_.reset();
-  LoadRequest request{.context = std::make_shared<RequestContext>("load", "default", 0,
-                                                                  absl::InfiniteFuture()),
-                      .ids = ids_,
-                      .chunk_tokens = kChunk,
-                      .holders = {{.address = address, .first_chunk = 0, .n_chunks = 6}},
-                      .ready_by = absl::InfiniteFuture(),
-                      .on_progress = [] {}};
+  LoadRequest request{
+      .context = std::make_shared<RequestContext>("load", "default", 0, absl::InfiniteFuture()),
+      .ids = ids_,
+      .chunk_tokens = kChunk,
+      .holders = {{.address = address, .first_chunk = 0, .n_chunks = 6}},
+      .ready_by = absl::InfiniteFuture(),
+      .on_progress = [] {}};
   const auto load = loader_->Start(std::move(request));
   EXPECT_EQ(Outcome(*load, 0), Next::kCompute);
   EXPECT_TRUE(Eventually([this] { return observer_.failures == 1; }));
