@@ -17,6 +17,12 @@
 #include "absl/status/statusor.h"
 #include "kvstore/chunk.h"
 
+namespace rocksdb {
+struct CompactRangeOptions;
+class DB;
+class Status;
+}  // namespace rocksdb
+
 namespace tandem::kvstore {
 
 /// What is written at once, all or nothing.
@@ -36,13 +42,15 @@ struct DiskBatch {
 /// compactions by themselves move only keys, and the owner says when, and how much.
 class DiskDatabase {
  public:
-  /// Opens the database of this folder, or makes it. One that is damaged is repaired: then most
-  /// values are gone, and `repaired` says that all that is left must be verified. `limit_bytes`:
-  /// what it will hold, which sets the size of files. UNAVAILABLE, with the path and what to do.
+  /// Opens the database of this folder, or makes it. One that is damaged starts anew, empty:
+  /// RocksDB's own repair (tried with 7.8) forgets all blob files, and leaves tables that name
+  /// them, so that later compactions fail. `limit_bytes`: what it will hold, which sets the size of
+  /// files. UNAVAILABLE, with the path and what to do.
   static absl::StatusOr<std::unique_ptr<DiskDatabase>> Open(std::string path, uint64_t limit_bytes);
   ~DiskDatabase();
 
-  bool repaired() const { return repaired_; }
+  /// How often it was opened: what a call before the last time found says nothing any more.
+  uint64_t openings() const { return openings_; }
   /// Calls `visit` with each key and record, as bytes: they may be damaged.
   absl::Status ReadIndex(
       const std::function<void(std::string_view key, std::string_view record)>& visit);
@@ -50,15 +58,13 @@ class DiskDatabase {
   absl::StatusOr<std::vector<uint8_t>> Read(const ChunkKey& key);
   absl::Status Write(const DiskBatch& batch);
 
-  /// After a write failed: lets RocksDB go on, or opens it anew where that does not help. Sets
+  /// After a write failed: lets RocksDB go on, or reopens it where that does not help. Sets
   /// `reopened`; then what was not acknowledged may be there or not.
   absl::Status Resume(bool& reopened);
-  /// Opens it anew. REQUIRES of this and Repair: no iteration under way.
+  /// Closes and opens it.
   absl::Status Reopen();
-  /// Rebuilds it from its files. Most values are gone then; see `repaired`.
-  absl::Status Repair();
-  /// Deletes all values but those of these keys. REQUIRES: sorted.
-  absl::Status KeepOnly(const std::vector<ChunkKey>& keys);
+  /// Deletes it and opens it, empty.
+  absl::Status StartAnew();
 
   /// Of all blob files, with what is garbage in them.
   uint64_t BlobBytes() const;
@@ -69,7 +75,7 @@ class DiskDatabase {
   /// Moves the live values of the oldest blob files, `max_moved_bytes` of them (or one file's), and
   /// deletes these files.
   absl::Status CollectGarbage(uint64_t max_moved_bytes);
-  /// Stops the two above with CANCELLED, now and from now on (until Reopen or Repair).
+  /// Stops the two above with CANCELLED, now and from now on (until it is opened again).
   void CancelGarbageCollection() { canceled_ = true; }
 
   /// Of the memory and the log file that take a write before a blob file does.
@@ -78,21 +84,22 @@ class DiskDatabase {
   std::optional<uint64_t> FreeBytes() const;
 
  private:
-  struct Handles;
-
   DiskDatabase(std::string path, uint64_t limit_bytes);
   // These: mutex_ is held exclusively.
-  absl::Status OpenOrRepair();
-  absl::Status RepairFiles();
-  void Close();
+  absl::Status OpenLocked();
+  rocksdb::Status TryOpen();
+  void Destroy();
+
+  rocksdb::CompactRangeOptions TidyingOptions();
+  uint64_t Property(const std::string& name) const;
 
   const std::string path_;
   const uint64_t limit_bytes_;
   std::atomic<bool> canceled_ = false;
-  std::atomic<bool> repaired_ = false;
-  // Exclusive: handles_ changes. Shared: it is used.
+  std::atomic<uint64_t> openings_ = 0;
+  // Exclusive: db_ changes. Shared: it is used.
   mutable std::shared_mutex mutex_;
-  std::unique_ptr<Handles> handles_;  // null while it could not be opened
+  std::unique_ptr<rocksdb::DB> db_;  // null while it could not be opened
 };
 
 }  // namespace tandem::kvstore

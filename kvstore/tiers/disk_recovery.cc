@@ -24,11 +24,12 @@ absl::Status RocksDiskTier::Start() {
   {
     std::lock_guard write_lock(write_mutex_);
     absl::Status loaded = LoadIndex();
-    if (absl::IsDataLoss(loaded) && !database_->repaired()) {
-      RETURN_IF_ERROR(database_->Repair());
+    if (absl::IsDataLoss(loaded)) {
+      spdlog::warn("disk tier starts anew, its index was damaged path={} reason=\"{}\"",
+                   options_.path, loaded.ToString());
+      RETURN_IF_ERROR(database_->StartAnew());
       loaded = LoadIndex();
     }
-    if (loaded.ok() && database_->repaired()) loaded = MatchAfterRepair(dropped);
     if (!loaded.ok()) {
       return AtPath(absl::DataLossError(
           absl::StrCat(absl::string_view(loaded.message()),
@@ -51,6 +52,7 @@ absl::Status RocksDiskTier::Failed(const absl::Status& status) {
     std::lock_guard lock(mutex_);
     ++stats_.failures;
     was_healthy = std::exchange(stats_.healthy, false);
+    damage_found_ = absl::IsDataLoss(status);
     const absl::Time now = options_.now();
     // What fails in between does not put off the next attempt.
     if (was_healthy || now >= retry_at_) retry_at_ = now + options_.retry_after;
@@ -65,6 +67,7 @@ absl::Status RocksDiskTier::Failed(const absl::Status& status) {
 void RocksDiskTier::Succeeded() {
   {
     std::lock_guard lock(mutex_);
+    damage_found_ = false;
     if (std::exchange(stats_.healthy, true)) return;
   }
   last_error_ = absl::OkStatus();
@@ -75,19 +78,20 @@ absl::Status RocksDiskTier::Recover(Dropped& dropped) {
   if (!absl::IsDataLoss(last_error_)) {
     bool reopened = false;
     RETURN_IF_ERROR(database_->Resume(reopened));
-    if (!reopened) return absl::OkStatus();
-    return database_->repaired() ? MatchAfterRepair(dropped) : MatchIndexToDatabase(dropped);
+    return reopened ? MatchIndexToDatabase(dropped) : absl::OkStatus();
   }
   // A compaction met damage. If values are damaged, it passes once they are deleted; all are read
-  // to find them. Otherwise it was one of RocksDB's own tables.
+  // to find them. Otherwise it was one of RocksDB's own tables, and there is no way to do without.
   RETURN_IF_ERROR(database_->Reopen());
-  const absl::Status matched = MatchIndexToDatabase(dropped);
-  if (!matched.ok() && !absl::IsDataLoss(matched)) return matched;
-  if (!matched.ok() || DropUnreadable(dropped) == 0) {
-    RETURN_IF_ERROR(database_->Repair());
-    RETURN_IF_ERROR(MatchAfterRepair(dropped));
+  absl::Status matched = MatchIndexToDatabase(dropped);
+  if (matched.ok() && DropUnreadable(dropped) > 0) return WriteAllChanges();
+  if (matched.ok() || absl::IsDataLoss(matched)) {
+    spdlog::warn("disk tier starts anew, its database was damaged path={} reason=\"{}\"",
+                 options_.path, last_error_.ToString());
+    RETURN_IF_ERROR(database_->StartAnew());
+    matched = MatchIndexToDatabase(dropped);
   }
-  return WriteAllChanges();
+  return matched;
 }
 
 absl::Status RocksDiskTier::LoadIndex() {
@@ -130,20 +134,6 @@ absl::Status RocksDiskTier::MatchIndexToDatabase(Dropped& dropped) {
   for (const ChunkKey& key : lost) index_.Erase(key);
   dropped.insert(dropped.end(), lost.begin(), lost.end());
   return absl::OkStatus();
-}
-
-absl::Status RocksDiskTier::MatchAfterRepair(Dropped& dropped) {
-  RETURN_IF_ERROR(MatchIndexToDatabase(dropped));
-  DropUnreadable(dropped);
-  std::vector<ChunkKey> left;
-  {
-    std::lock_guard lock(mutex_);
-    for (const auto& [key, record] : index_.records()) left.push_back(key);
-  }
-  spdlog::warn("disk tier repaired path={} chunks_left={}", options_.path, left.size());
-  RETURN_IF_ERROR(WriteAllChanges());
-  std::sort(left.begin(), left.end());
-  return database_->KeepOnly(left);
 }
 
 size_t RocksDiskTier::DropUnreadable(Dropped& dropped) {
@@ -192,7 +182,8 @@ void RocksDiskTier::Maintain() {
     wake_.wait(lock, [this] { return stop_ || write_soon_ || collect_; });
     if (stop_) return;
     const bool write = std::exchange(write_soon_, false);
-    const bool collect = std::exchange(collect_, false);
+    // Until a Put has dealt with damage, it would only be found again.
+    const bool collect = std::exchange(collect_, false) && !damage_found_;
     lock.unlock();
     if (write) {
       std::lock_guard write_lock(write_mutex_);
@@ -229,15 +220,18 @@ void RocksDiskTier::CollectGarbage() {
     tidied_.notify_all();
     return status;
   };
+  const uint64_t opening = database_->openings();
   absl::Status status = tidied(database_->AccountForDeletes());
   // A little further than to where it began, so that it does not begin again with the next write.
   const uint64_t target = threshold / 4 * 3;
-  while (status.ok() && GarbageBytes() > target && database_->KnownGarbageBytes() > threshold / 2) {
+  while (status.ok() && database_->openings() == opening && GarbageBytes() > target &&
+         database_->KnownGarbageBytes() > threshold / 2) {
     status = tidied(database_->CollectGarbage(step));
   }
   if (status.ok() || absl::IsCancelled(status)) return;
   std::lock_guard write_lock(write_mutex_);
-  Failed(status).IgnoreError();
+  // Somebody may have dealt with it while this waited for the lock.
+  if (database_->openings() == opening) Failed(status).IgnoreError();
 }
 
 }  // namespace tandem::kvstore

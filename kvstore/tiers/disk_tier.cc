@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <iterator>
 
@@ -17,8 +18,8 @@ namespace {
 constexpr size_t kMaxChangesPerWrite = 4096;
 // Beyond the limit, blob files take so much before nothing is put until a collection of garbage has
 // helped: a share of the limit, but for a small database what a few of its files take.
-constexpr double kMaxGarbageShare = 0.35;
-constexpr uint64_t kMinGarbageAllowance = uint64_t{8} << 20;
+constexpr double kMaxGarbageShare = 0.3;
+constexpr uint64_t kMinGarbageAllowance = uint64_t{6} << 20;
 // And so long a Put waits for it: readers may be waiting behind it.
 constexpr std::chrono::milliseconds kMaxSpaceWait{250};
 
@@ -74,17 +75,21 @@ absl::StatusOr<StoredChunkPtr> RocksDiskTier::Get(const ChunkKey& key) {
 
 absl::Status RocksDiskTier::DropDamaged(const ChunkKey& key, uint64_t generation,
                                         const absl::Status& status) {
+  uint64_t damaged = 0;
   {
     std::lock_guard lock(mutex_);
     const DiskRecord* record = index_.Find(key);
     // It went, or made place for another, while it was read.
     if (!record || record->generation != generation) return absl::NotFoundError("not on disk");
     index_.Erase(key);
-    ++stats_.damaged;
+    damaged = ++stats_.damaged;
     MarkChanged(key);
   }
-  spdlog::warn("damaged chunk dropped path={} chunk={} reason=\"{}\"", options_.path, key.id.Hex(),
-               status.ToString());
+  // A damaged file has hundreds; the counter has them all.
+  if (std::has_single_bit(damaged)) {
+    spdlog::warn("disk tier drops what is damaged path={} chunk={} reason=\"{}\" damaged={}",
+                 options_.path, key.id.Hex(), status.ToString(), damaged);
+  }
   Tell({key});
   return absl::DataLossError(status.message());
 }
@@ -213,7 +218,12 @@ absl::Status RocksDiskTier::WaitForSpace() {
     lock.unlock();
     if (database_->BlobBytes() <= allowed) return absl::OkStatus();
     lock.lock();
-    if (!tidied_.wait_until(lock, end, [&] { return tidying_steps_ != steps; })) break;
+    // One long wait is enough for each step that does not come.
+    if (steps == waited_for_step_) break;
+    if (!tidied_.wait_until(lock, end, [&] { return tidying_steps_ != steps; })) {
+      waited_for_step_ = steps;
+      break;
+    }
   }
   return absl::ResourceExhaustedError(
       absl::StrCat("what was deleted in ", options_.path, " has not given its space back yet"));

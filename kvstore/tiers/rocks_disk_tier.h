@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <thread>
@@ -54,7 +55,6 @@ class RocksDiskTier final : public DiskTier {
   // These: write_mutex_ is held, mutex_ is not.
   absl::Status LoadIndex();
   absl::Status MatchIndexToDatabase(Dropped& dropped);
-  absl::Status MatchAfterRepair(Dropped& dropped);
   absl::Status Trim(Dropped& dropped);
   absl::Status MayWrite(const StoredChunk& chunk, Dropped& dropped);
   absl::Status WaitForSpace();
@@ -83,7 +83,7 @@ class RocksDiskTier final : public DiskTier {
   absl::Status last_error_;           // guarded by write_mutex_
   uint64_t written_since_check_ = 0;  // guarded by write_mutex_
 
-  // Guards what follows; never held over a disk access.
+  // Guards what follows; never held over a disk access, once it is open.
   mutable std::mutex mutex_;
   std::condition_variable wake_, tidied_;
   DiskIndex index_;
@@ -91,7 +91,9 @@ class RocksDiskTier final : public DiskTier {
   absl::flat_hash_set<ChunkKey> changed_;
   TierStats stats_;  // but for what the index knows
   absl::Time retry_at_ = absl::InfinitePast();
+  bool damage_found_ = false;  // last_error_ is such
   uint64_t tidying_steps_ = 0;
+  std::optional<uint64_t> waited_for_step_;  // in vain
   bool write_soon_ = false, collect_ = false, stop_ = false;
 
   std::thread thread_;
