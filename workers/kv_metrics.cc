@@ -62,6 +62,8 @@ struct KvMetrics::Families {
                                     "Effective bandwidth from another node, as loads measured it");
   Family<Counter>& prompt_tokens =
       CounterFamily("tandem_kv_prompt_tokens_total", "Prompt tokens by where their KV came from");
+  Family<Counter>& handed_over =
+      CounterFamily("tandem_kv_handoff_chunks_total", "Chunks handed over, by encoding");
   Counter& saved = CounterFamily("tandem_kv_saved_seconds_total",
                                  "Computing spared by cached prefixes, less what loading took")
                        .Add(labels);
@@ -157,6 +159,15 @@ void KvMetrics::ChunkKept(kvstore::Level level, uint64_t bytes, double encode_se
 }
 
 void KvMetrics::KeepDropped() { families_->keep_dropped.Increment(); }
+
+void KvMetrics::HandoffChunks(const std::array<uint32_t, kvstore::kEncodings>& encodings) {
+  for (size_t i = 0; i < encodings.size(); ++i) {
+    if (encodings[i] == 0) continue;
+    const std::string_view name =
+        i == 0 ? "raw" : kvstore::codec::LevelName(kvstore::codec::kAllLevels[i - 1]);
+    families_->handed_over.Add(With(families_->labels, "encoding", name)).Increment(encodings[i]);
+  }
+}
 
 void KvMetrics::PromptTokens(const char* origin, uint64_t n) {
   families_->prompt_tokens.Add(With(families_->labels, "origin", origin))

@@ -2,12 +2,14 @@
 // through server/metrics_server.h. Families: docs/metrics.md.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
 
 #include "kvstore/loading/context_loader.h"
 #include "kvstore/store.h"
+#include "kvstore/transfer/transfer.h"
 
 namespace prometheus {
 class Registry;
@@ -33,6 +35,8 @@ class KvMetrics final : public kvstore::LoadObserver {
   void ChunkKept(kvstore::Level level, uint64_t bytes, double encode_seconds);
   /// A new chunk was not kept: too much waited to be encoded.
   void KeepDropped();
+  /// A handoff's chunks left: how many in each encoding.
+  void HandoffChunks(const std::array<uint32_t, kvstore::kEncodings>& encodings);
   /// Where a prompt's tokens came from: "engine", "memory", "disk", "redis", "peer", "computed".
   void PromptTokens(const char* origin, uint64_t n);
   /// Seconds of computing that a prompt's cached prefix spared, less what loading it took.

@@ -358,6 +358,7 @@ void PrefillLoop::OnReleased(const RequestContext& context, PrefillEvents& event
   }
   if (outcome.ok()) {
     metrics_->HandoffSent(stats.bytes, absl::ToDoubleSeconds(stats.duration));
+    kv_metrics_->HandoffChunks(stats.encodings);
   } else if (!absl::IsCancelled(outcome)) {
     metrics_->HandoffFailed(HandoffDirection::kSend, outcome.code());
   }

@@ -127,7 +127,6 @@ bool PrefillLoop::Retain(Active& active) {
 }
 
 void PrefillLoop::CountOrigins(const Active& active) {
-  if (kv_metrics_ == nullptr) return;
   const PromptOrigins& origins = active.origins;
   kv_metrics_->PromptTokens("engine", origins.engine_tokens);
   for (size_t i = 0; i < origins.loaded_tokens.size(); ++i) {

@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(
           .worker_name = worker->options_.name,
           .phase = worker->options_.phase == v1::PHASE_PREFILL ? "prefill" : "decode",
           .context_tokens = worker->options_.engine.context_tokens});
-  if (worker->options_.store != nullptr) {
+  if (worker->options_.phase == v1::PHASE_PREFILL) {
     worker->kv_metrics_ = std::make_unique<KvMetrics>(worker->metrics_->registry(), model->name(),
                                                       worker->options_.name);
   }

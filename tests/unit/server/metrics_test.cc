@@ -54,6 +54,7 @@ void UseAll(KvMetrics& kv) {
   kv.LinkMeasured("10.0.0.1:8472", 1e6);
   kv.ChunkKept(kvstore::Level::kQ1, 1000, 0.01);
   kv.PromptTokens("disk", 256);
+  kv.HandoffChunks({1, 0, 2, 0, 0, 0});
   kvstore::StoreStats stats;
   stats.tiers[0] = kvstore::TierStats{};
   kv.SetStore(stats);
