@@ -36,6 +36,12 @@ ContextShape ShapeOf(const EngineOptions& options, bool opaque) {
   return shape;
 }
 
+/// Their KV has one form, and one self-check tells of both.
+bool SameCache(const EngineOptions& a, const EngineOptions& b) {
+  return a.k_type == b.k_type && a.v_type == b.v_type && a.flash_attention == b.flash_attention &&
+         a.force_opaque == b.force_opaque;
+}
+
 /// libllama clears the cache when it makes it, so too large a cache would not fail but have the
 /// process killed.
 absl::Status CheckMemoryRoom(const kvstore::KvLayout& layout, const ContextShape& shape) {
@@ -50,9 +56,7 @@ absl::Status CheckMemoryRoom(const kvstore::KvLayout& layout, const ContextShape
 }  // namespace
 
 struct Engine::Impl {
-  Impl(uint32_t threads) : compute_threads(threads) {}
-
-  ComputeThreads compute_threads;  // outlives the context
+  std::shared_ptr<ComputeThreads> compute_threads;  // outlives the context
   ContextPtr context;
   MemoryKind memory_kind;
   ContextShape shape;
@@ -89,20 +93,32 @@ struct Engine::Impl {
 };
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Model> model,
-                                                       const EngineOptions& options) {
+                                                       const EngineOptions& options,
+                                                       const Engine* sibling) {
   RETURN_IF_ERROR(CheckOptions(*model, options));
   ASSIGN_OR_RETURN(const CacheSettings settings, ParseCacheSettings(*model, options));
   std::unique_ptr<Engine> engine(new Engine());
-  engine->impl_ = std::make_unique<Impl>(options.threads);
+  engine->impl_ = std::make_unique<Impl>();
   engine->model_ = std::move(model);
   Impl& impl = *engine->impl_;
-  ASSIGN_OR_RETURN(impl.memory_kind, CheckMemory(*engine->model_, settings, impl.compute_threads,
-                                                 options.force_opaque));
-  if (impl.memory_kind.opaque) {
+  const bool alike = sibling != nullptr && sibling->model_ == engine->model_ &&
+                     SameCache(sibling->options_, options);
+  if (alike && sibling->options_.threads == options.threads) {
+    impl.compute_threads = sibling->impl_->compute_threads;
+  } else {
+    impl.compute_threads = std::make_shared<ComputeThreads>(options.threads);
+  }
+  if (alike) {
+    impl.memory_kind = sibling->impl_->memory_kind;
+  } else {
+    ASSIGN_OR_RETURN(impl.memory_kind, CheckMemory(*engine->model_, settings, *impl.compute_threads,
+                                                   options.force_opaque));
+  }
+  if (impl.memory_kind.opaque && !alike) {
     spdlog::info("engine moves KV as whole states model={} reason=\"{}\"", engine->model_->name(),
                  impl.memory_kind.reason);
   }
-  if (options.context_tokens > engine->model_->training_context_tokens()) {
+  if (options.context_tokens > engine->model_->training_context_tokens() && !alike) {
     spdlog::warn(
         "engine context is longer than the model was trained for context_tokens={} "
         "trained={}",
@@ -120,7 +136,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(std::shared_ptr<const Mod
   impl.shape = ShapeOf(effective, impl.memory_kind.opaque);
   RETURN_IF_ERROR(CheckMemoryRoom(engine->layout_, impl.shape));
   ASSIGN_OR_RETURN(impl.context,
-                   MakeContext(*engine->model_, settings, impl.shape, impl.compute_threads));
+                   MakeContext(*engine->model_, settings, impl.shape, *impl.compute_threads));
   if (llama_n_ctx_seq(impl.context.get()) < options.context_tokens ||
       llama_n_batch(impl.context.get()) < effective.step_tokens) {
     return absl::InternalError("libllama made a smaller context than it was asked for");
@@ -278,6 +294,23 @@ absl::StatusOr<kvstore::KvChunk> Engine::Extract(int32_t sequence, uint32_t firs
                    ReadState(impl_->context.get(), sequence, *impl_->pool));
   return kvstore::KvChunk{
       .first_position = 0, .n_tokens = n, .bytes = {state.bytes().begin(), state.bytes().end()}};
+}
+
+absl::StatusOr<std::vector<kvstore::KvChunk>> Engine::ExtractAll(int32_t sequence,
+                                                                 uint32_t chunk_tokens) {
+  RETURN_IF_ERROR(impl_->CheckSequence(sequence));
+  const uint32_t held = impl_->lengths[sequence];
+  if (held == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("sequence ", sequence, " holds nothing"));
+  }
+  ASSIGN_OR_RETURN(const PooledBuffer state,
+                   ReadState(impl_->context.get(), sequence, *impl_->pool));
+  if (!layout_.opaque)
+    return SplitState(state.bytes(), held, impl_->memory_kind.format, chunk_tokens);
+  std::vector<kvstore::KvChunk> whole(1);
+  whole[0].n_tokens = held;
+  whole[0].bytes.assign(state.bytes().begin(), state.bytes().end());
+  return whole;
 }
 
 std::unique_ptr<Engine::IncomingKv> Engine::NewSink(uint32_t n_tokens,

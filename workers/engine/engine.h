@@ -54,8 +54,12 @@ class Engine {
   /// Makes the context and runs the self-check: encodes a few tokens, extracts, injects into a
   /// second context, compares. INVALID_ARGUMENT for impossible options, RESOURCE_EXHAUSTED when
   /// memory does not suffice, FAILED_PRECONDITION when this libllama's layout is not understood.
+  /// `sibling`: another engine of the same worker, or null. With the same model and cache settings
+  /// its self-check counts for this one too, and with as many threads the two share them: then
+  /// only one of them may compute at a time, for as long as both live.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(std::shared_ptr<const Model> model,
-                                                        const EngineOptions& options);
+                                                        const EngineOptions& options,
+                                                        const Engine* sibling = nullptr);
   ~Engine();
 
   /// As given to Create, with kv_tokens and step_tokens as they came to be.
@@ -99,6 +103,10 @@ class Engine {
   /// not hold them or, with an opaque layout, holds others as well; FAILED_PRECONDITION unless
   /// use == kPrefill.
   absl::StatusOr<kvstore::KvChunk> Extract(int32_t sequence, uint32_t first, uint32_t n);
+  /// Copies out all that the sequence holds, in chunks of `chunk_tokens` (the last may be shorter;
+  /// with an opaque layout it is one of all). Either use. INVALID_ARGUMENT when it holds nothing.
+  /// REQUIRES: chunk_tokens > 0.
+  absl::StatusOr<std::vector<kvstore::KvChunk>> ExtractAll(int32_t sequence, uint32_t chunk_tokens);
 
   /// Where a pulled sequence's KV is received: see NewSink and Inject. May be filled on another
   /// thread.

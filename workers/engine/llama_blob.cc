@@ -151,18 +151,20 @@ absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positio
 
 void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
                   std::vector<uint8_t>& out) {
+  AppendPlanes(bytes, blob, order, 0, static_cast<uint32_t>(blob.positions.size()), out);
+}
+
+void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
+                  uint32_t first, uint32_t n, std::vector<uint8_t>& out) {
   const size_t n_cells = blob.positions.size();
+  if (!order.empty()) order = order.subspan(first, n);
   for (size_t i = 0; i < blob.plane_offsets.size(); ++i) {
     const BlobPlane& plane = blob.format.planes[i];
-    const uint8_t* data = bytes.data() + blob.plane_offsets[i];
-    if (order.empty()) {
-      out.insert(out.end(), data, data + plane.row_bytes * n_cells);
-      continue;
-    }
     const size_t unit = plane.element_bytes != 0 ? plane.element_bytes : plane.row_bytes;
     for (size_t channel = 0; channel < plane.row_bytes / unit; ++channel) {
-      const uint8_t* values = data + channel * n_cells * unit;
-      for (uint32_t cell : order) {
+      const uint8_t* values = bytes.data() + blob.plane_offsets[i] + channel * n_cells * unit;
+      if (order.empty()) out.insert(out.end(), values + first * unit, values + (first + n) * unit);
+      for (const uint32_t cell : order) {
         out.insert(out.end(), values + cell * unit, values + (cell + 1) * unit);
       }
     }

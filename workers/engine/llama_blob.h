@@ -61,6 +61,10 @@ absl::StatusOr<std::vector<uint32_t>> CellOrder(std::span<const int32_t> positio
 /// Appends the blob's planes to `out`, the cells in `order` (as CellOrder gives it).
 void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
                   std::vector<uint8_t>& out);
+/// The same of `n` positions only, from the one `first` after the blob's first on. REQUIRES: it has
+/// them.
+void AppendPlanes(std::span<const uint8_t> bytes, const Blob& blob, std::span<const uint32_t> order,
+                  uint32_t first, uint32_t n, std::vector<uint8_t>& out);
 
 /// Where everything lies in a blob that is to be built: `n_tokens` positions from `first_position`
 /// on, in the first of `n_streams` streams (libllama takes any).

@@ -1,5 +1,7 @@
 #include "workers/engine/sequence_state.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 
@@ -22,6 +24,13 @@ absl::StatusOr<PooledBuffer> ReadStateOfSize(llama_context* context, int32_t seq
   return state;
 }
 
+absl::StatusOr<Blob> ParseExpected(std::span<const uint8_t> state, uint32_t n_tokens,
+                                   const BlobFormat& format) {
+  ASSIGN_OR_RETURN(Blob blob, ParseBlob(state));
+  if (blob.format == format && blob.positions.size() == n_tokens) return blob;
+  return absl::InternalError("libllama's KV has changed its format");
+}
+
 }  // namespace
 
 absl::StatusOr<PooledBuffer> ReadState(llama_context* context, int32_t sequence, BufferPool& pool) {
@@ -39,16 +48,33 @@ absl::StatusOr<kvstore::KvChunk> ReadRange(llama_context* context, int32_t seque
   auto state = ReadStateOfSize(context, spare, BlobPlan(format, n, /*n_streams=*/1).size(), pool);
   llama_memory_seq_rm(memory, spare, -1, -1);
   RETURN_IF_ERROR(state.status());
-  ASSIGN_OR_RETURN(const Blob blob, ParseBlob(state->bytes()));
-  if (blob.format != format || blob.positions.size() != n) {
-    return absl::InternalError("libllama's KV has changed its format");
-  }
+  ASSIGN_OR_RETURN(const Blob blob, ParseExpected(state->bytes(), n, format));
   ASSIGN_OR_RETURN(const std::vector<uint32_t> order,
                    CellOrder(blob.positions, static_cast<int32_t>(first)));
   kvstore::KvChunk chunk{.first_position = first, .n_tokens = n};
   chunk.bytes.reserve(state->bytes().size());
   AppendPlanes(state->bytes(), blob, order, chunk.bytes);
   return chunk;
+}
+
+absl::StatusOr<std::vector<kvstore::KvChunk>> SplitState(std::span<const uint8_t> state,
+                                                         uint32_t n_tokens,
+                                                         const BlobFormat& format,
+                                                         uint32_t chunk_tokens) {
+  ASSIGN_OR_RETURN(const Blob blob, ParseExpected(state, n_tokens, format));
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> order, CellOrder(blob.positions, 0));
+  uint64_t token_bytes = 0;
+  for (const BlobPlane& plane : format.planes) token_bytes += plane.row_bytes;
+  std::vector<kvstore::KvChunk> chunks;
+  for (uint32_t first = 0; first < n_tokens; first += chunk_tokens) {
+    const uint32_t n = std::min(chunk_tokens, n_tokens - first);
+    kvstore::KvChunk& chunk = chunks.emplace_back();
+    chunk.first_position = first;
+    chunk.n_tokens = n;
+    chunk.bytes.reserve(token_bytes * n);
+    AppendPlanes(state, blob, order, first, n, chunk.bytes);
+  }
+  return chunks;
 }
 
 absl::Status WriteState(llama_context* context, int32_t sequence, std::span<const uint8_t> blob,

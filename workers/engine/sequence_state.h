@@ -24,6 +24,13 @@ absl::StatusOr<kvstore::KvChunk> ReadRange(llama_context* context, int32_t seque
                                            uint32_t first, uint32_t n, const BlobFormat& format,
                                            BufferPool& pool);
 
+/// A whole sequence of a plain cache, as ReadState gives it, in chunks of `chunk_tokens`. INTERNAL
+/// unless it is `n_tokens` positions from 0 in the format expected.
+absl::StatusOr<std::vector<kvstore::KvChunk>> SplitState(std::span<const uint8_t> state,
+                                                         uint32_t n_tokens,
+                                                         const BlobFormat& format,
+                                                         uint32_t chunk_tokens);
+
 /// Replaces what the sequence holds by `blob`, which is to have `n_tokens` tokens. DATA_LOSS when
 /// libllama does not accept it; the sequence is empty then.
 absl::Status WriteState(llama_context* context, int32_t sequence, std::span<const uint8_t> blob,

@@ -74,6 +74,19 @@ absl::Status Feed(Engine& engine, int32_t sequence, std::span<const int32_t> tok
   return absl::OkStatus();
 }
 
+absl::Status Fill(Engine::IncomingKv& sink, const kvstore::KvChunk& chunk) {
+  ASSIGN_OR_RETURN(const auto spans,
+                   sink.Prepare(chunk.first_position, chunk.n_tokens, chunk.bytes.size()));
+  const uint8_t* at = chunk.bytes.data();
+  for (std::span<uint8_t> span : spans) {
+    std::memcpy(span.data(), at, span.size());
+    at += span.size();
+  }
+  EXPECT_EQ(at, chunk.bytes.data() + chunk.bytes.size());
+  sink.Commit();
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<Engine::IncomingKv>> Carry(Engine& from, int32_t sequence,
                                                           const Engine& to, uint32_t chunk_tokens) {
   const uint32_t length = from.Length(sequence);
@@ -81,15 +94,7 @@ absl::StatusOr<std::unique_ptr<Engine::IncomingKv>> Carry(Engine& from, int32_t 
   for (uint32_t first = 0; first < length; first += chunk_tokens) {
     ASSIGN_OR_RETURN(const auto chunk,
                      from.Extract(sequence, first, std::min(chunk_tokens, length - first)));
-    ASSIGN_OR_RETURN(const auto spans,
-                     sink->Prepare(chunk.first_position, chunk.n_tokens, chunk.bytes.size()));
-    const uint8_t* at = chunk.bytes.data();
-    for (std::span<uint8_t> span : spans) {
-      std::memcpy(span.data(), at, span.size());
-      at += span.size();
-    }
-    EXPECT_EQ(at, chunk.bytes.data() + chunk.bytes.size());
-    sink->Commit();
+    RETURN_IF_ERROR(Fill(*sink, chunk));
   }
   return sink;
 }

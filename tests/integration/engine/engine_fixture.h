@@ -43,6 +43,8 @@ std::unique_ptr<Engine> MakeEngine(const EngineOptions& options,
 absl::Status Feed(Engine& engine, int32_t sequence, std::span<const int32_t> tokens,
                   std::vector<float>* logits = nullptr);
 
+/// Puts a chunk into a sink.
+absl::Status Fill(Engine::IncomingKv& sink, const kvstore::KvChunk& chunk);
 /// Takes `sequence` out of `from` in chunks of `chunk_tokens` and fills a sink of `to`.
 absl::StatusOr<std::unique_ptr<Engine::IncomingKv>> Carry(Engine& from, int32_t sequence,
                                                           const Engine& to, uint32_t chunk_tokens);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/status.h"
 #include "tests/integration/engine/engine_fixture.h"
 #include "tests/support/bare_engine.h"
 #include "tests/support/tiny_model.h"
@@ -247,6 +248,93 @@ TEST_P(MoveTest, ChangesNoBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(FlashAttention, MoveTest, ::testing::Bool());
+
+/// Takes all of `sequence` out of a decode engine and puts it into another.
+absl::Status MoveAcross(Engine& from, int32_t sequence, Engine& to, int32_t target,
+                        uint32_t chunk_tokens) {
+  ASSIGN_OR_RETURN(const std::vector<kvstore::KvChunk> chunks,
+                   from.ExtractAll(sequence, chunk_tokens));
+  const auto sink = to.NewSink(from.Length(sequence));
+  for (const kvstore::KvChunk& chunk : chunks) RETURN_IF_ERROR(Fill(*sink, chunk));
+  return to.Inject(target, *sink);
+}
+
+TEST_P(HandoffTest, ADecodeEngineGivesItsSequencesAway) {
+  auto prefill = MakeEngine(With(Use::kPrefill, GetParam()));
+  auto moving = MakeEngine(With(Use::kDecode, GetParam()));
+  auto still = MakeEngine(With(Use::kDecode, GetParam()));
+  auto next = MakeEngine(With(Use::kDecode, GetParam()));
+  ASSERT_OK(Feed(*prefill, 0, Prompt(600)));
+  ASSERT_OK(Feed(*prefill, 1, Prompt(70, 1)));
+  for (Engine* engine : {moving.get(), still.get()}) {
+    ASSERT_OK(Handoff(*prefill, 0, *engine, 1, 600));
+    // In a pool of cells that sequences share, their neighbours move the sums.
+    if (!GetParam().force_opaque) ASSERT_OK(Handoff(*prefill, 1, *engine, 0, 70));
+    ASSERT_TRUE(Continue(*engine, 1, 100, 5).ok());
+  }
+  // There, on for a few tokens, and back into a place that another sequence has used.
+  ASSERT_OK(MoveAcross(*moving, 1, *next, 2, 256));
+  moving->Free(1);
+  const auto there = Continue(*next, 2, 200, 5);
+  const auto want = Continue(*still, 1, 200, 5);
+  ASSERT_TRUE(there.ok() && want.ok()) << there.status() << want.status();
+  EXPECT_TRUE(there->logits == want->logits);
+  moving->Free(0);
+  ASSERT_OK(MoveAcross(*next, 2, *moving, 0, 1000));
+  EXPECT_EQ(moving->Length(0), 610u);
+  const auto back = Continue(*moving, 0, 300, 5);
+  const auto want_back = Continue(*still, 1, 300, 5);
+  ASSERT_TRUE(back.ok() && want_back.ok()) << back.status() << want_back.status();
+  EXPECT_TRUE(back->logits == want_back->logits);
+}
+
+TEST(ExtractAllTest, GivesWhatExtractGives) {
+  for (bool flash_attention : {true, false}) {
+    EngineOptions options = Options(Use::kPrefill);
+    options.flash_attention = flash_attention;
+    auto engine = MakeEngine(options);
+    ASSERT_OK(Feed(*engine, 1, Prompt(100, 1)));
+    ASSERT_OK(Feed(*engine, 0, Prompt(300)));
+    const auto chunks = engine->ExtractAll(0, 128);
+    ASSERT_TRUE(chunks.ok()) << chunks.status();
+    ASSERT_EQ(chunks->size(), 3u);
+    for (const kvstore::KvChunk& chunk : *chunks) {
+      const auto one = engine->Extract(0, chunk.first_position, chunk.n_tokens);
+      ASSERT_TRUE(one.ok()) << one.status();
+      EXPECT_TRUE(one->bytes == chunk.bytes) << "chunk at " << chunk.first_position;
+    }
+    EXPECT_FALSE(engine->ExtractAll(2, 128).ok()) << "an empty sequence";
+  }
+}
+
+TEST(SiblingTest, ComputesTheSameOnSharedThreads) {
+  EngineOptions options = Options(Use::kPrefill);
+  options.threads = 2;
+  auto alone = MakeEngine(options);
+  auto prefill = MakeEngine(options);
+  options.use = Use::kDecode;
+  auto decode_alone = MakeEngine(options);
+  auto made = Engine::Create(DemoModel(), options, prefill.get());
+  ASSERT_TRUE(made.ok()) << made.status();
+  std::unique_ptr<Engine> decode = *std::move(made);
+  ASSERT_OK(Feed(*prefill, 0, Prompt(100)));
+  ASSERT_OK(Feed(*alone, 0, Prompt(100)));
+  ASSERT_OK(Handoff(*prefill, 0, *decode, 0, 100));
+  ASSERT_OK(Handoff(*alone, 0, *decode_alone, 0, 100));
+  // They take turns.
+  for (int32_t turn = 0; turn < 3; ++turn) {
+    std::vector<float> shared_logits, own_logits;
+    const auto shared = Continue(*decode, 0, 7 + turn, 2);
+    const auto own = Continue(*decode_alone, 0, 7 + turn, 2);
+    ASSERT_TRUE(shared.ok() && own.ok()) << shared.status() << own.status();
+    EXPECT_TRUE(shared->logits == own->logits);
+    ASSERT_OK(Feed(*prefill, 1, Prompt(90, turn), &shared_logits));
+    ASSERT_OK(Feed(*alone, 1, Prompt(90, turn), &own_logits));
+    EXPECT_TRUE(shared_logits == own_logits);
+  }
+  prefill.reset();  // the threads stay for the other
+  EXPECT_TRUE(Continue(*decode, 0, 9, 2).ok());
+}
 
 TEST(IdentityTest, IsEqualOnBothSidesAndTellsSettingsApart) {
   const auto prefill = MakeEngine(Options(Use::kPrefill));
