@@ -1,0 +1,228 @@
+#include "scheduler/core/admission.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace tandem::scheduler {
+
+std::string_view RefusalWord(Refusal refusal) {
+  switch (refusal) {
+    case Refusal::kRate:
+      return "rate";
+    case Refusal::kConcurrency:
+      return "concurrency";
+    case Refusal::kQueueFull:
+      return "queue_full";
+    case Refusal::kTooLate:
+      return "too_late";
+    case Refusal::kDisplaced:
+      return "displaced";
+    case Refusal::kNone:
+      break;
+  }
+  return "";
+}
+
+void Admission::SetTenant(const std::string& name, const TenantLimits& limits) {
+  Tenant& tenant = TenantOf(name);
+  tenant.limits = limits;
+  tenant.limits.burst = std::max(1.0, limits.burst);
+  tenant.bucket = tenant.limits.burst;
+}
+
+void Admission::SetCapacity(double work_per_s) { capacity_per_s_ = work_per_s; }
+
+Admission::Tenant& Admission::TenantOf(const std::string& name) {
+  return tenants_.try_emplace(name).first->second;
+}
+
+Admitted Admission::Refuse(Refusal refusal, std::string message, double retry_s) const {
+  return {.refusal = refusal,
+          .status = absl::ResourceExhaustedError(message),
+          .retry_after_s = std::clamp(retry_s, options_.min_retry_s, options_.max_retry_s)};
+}
+
+Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
+  Tenant& tenant = TenantOf(arrival.tenant);
+  const TenantLimits& limits = tenant.limits;
+  if (limits.requests_per_s > 0) {
+    const double refill = std::max(0.0, now_s - tenant.bucket_s) * limits.requests_per_s;
+    tenant.bucket = std::min(limits.burst, tenant.bucket + refill);
+    tenant.bucket_s = now_s;
+    if (tenant.bucket < 1) {
+      return Refuse(Refusal::kRate,
+                    absl::StrCat("tenant '", arrival.tenant, "' may send ", limits.requests_per_s,
+                                 " requests per second"),
+                    (1 - tenant.bucket) / limits.requests_per_s);
+    }
+  }
+  const double wait_s = PredictWait(arrival.tenant, arrival.priority);
+  const double ttft_s = wait_s + arrival.ttft_s;
+  double limit_s = arrival.deadline_s - now_s;
+  if (options_.max_ttft_s > 0) limit_s = std::min(limit_s, options_.max_ttft_s);
+  if (ttft_s > limit_s) {
+    return Refuse(Refusal::kTooLate,
+                  absl::StrCat("the first token would take about ", ttft_s, " s, the limit is ",
+                               std::max(0.0, limit_s), " s"),
+                  ttft_s - std::max(0.0, limit_s));
+  }
+  Ticket displaced = 0;
+  if (n_queued_ >= options_.max_queued) {
+    displaced = MakeRoom(tenant);
+    if (displaced == 0) {
+      return Refuse(Refusal::kQueueFull,
+                    absl::StrCat("the queue is full (", options_.max_queued, " requests)"),
+                    wait_s / 2);
+    }
+  }
+  if (limits.requests_per_s > 0) tenant.bucket -= 1;
+  if (tenant.queue.empty()) tenant.start_tag = std::max(tenant.start_tag, virtual_time_);
+  const Ticket ticket = ++last_ticket_;
+  const int64_t order = -int64_t{arrival.priority};
+  tenant.queue.emplace(Key{order, ticket}, Waiting{.ticket = ticket,
+                                                   .work_tokens = arrival.work_tokens,
+                                                   .deadline_s = arrival.deadline_s});
+  tenant.queued_work += arrival.work_tokens;
+  known_[ticket] = {.tenant = &tenant, .order = order};
+  ++n_queued_;
+  return {.ticket = ticket, .status = absl::OkStatus(), .displaced = displaced};
+}
+
+/// The last request of the tenant with the most work waiting for its weight, when that is not the
+/// newcomer itself. Returns its ticket, or 0.
+Ticket Admission::MakeRoom(const Tenant& newcomer) {
+  Tenant* most = nullptr;
+  for (auto& [name, tenant] : tenants_) {
+    if (tenant.queue.empty()) continue;
+    if (most == nullptr ||
+        tenant.queued_work / tenant.limits.weight > most->queued_work / most->limits.weight) {
+      most = &tenant;
+    }
+  }
+  if (most == nullptr || most == &newcomer ||
+      newcomer.queued_work / newcomer.limits.weight >= most->queued_work / most->limits.weight) {
+    return 0;
+  }
+  const auto last = std::prev(most->queue.end());
+  const Ticket ticket = last->second.ticket;
+  known_.erase(ticket);
+  Remove(*most, last);
+  return ticket;
+}
+
+void Admission::Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at) {
+  tenant.queued_work -= at->second.work_tokens;
+  tenant.queue.erase(at);
+  if (tenant.queue.empty()) tenant.queued_work = 0;
+  --n_queued_;
+}
+
+const Admission::Tenant* Admission::Turn() const {
+  const Tenant* turn = nullptr;
+  for (const auto& [name, tenant] : tenants_) {
+    if (tenant.queue.empty()) continue;
+    if (tenant.limits.max_running > 0 && tenant.running >= tenant.limits.max_running) continue;
+    if (turn == nullptr || tenant.start_tag < turn->start_tag) turn = &tenant;
+  }
+  return turn;
+}
+
+Admission::Tenant* Admission::Turn() { return const_cast<Tenant*>(std::as_const(*this).Turn()); }
+
+std::optional<Ticket> Admission::Peek() const {
+  const Tenant* const turn = Turn();
+  if (turn == nullptr) return std::nullopt;
+  return turn->queue.begin()->second.ticket;
+}
+
+std::optional<Ticket> Admission::Next(double) {
+  Tenant* const turn = Turn();
+  if (turn == nullptr) return std::nullopt;
+  const auto first = turn->queue.begin();
+  const Ticket ticket = first->second.ticket;
+  virtual_time_ = std::max(virtual_time_, turn->start_tag);
+  turn->start_tag += first->second.work_tokens / turn->limits.weight;
+  Remove(*turn, first);
+  ++turn->running;
+  ++n_running_;
+  known_[ticket].running = true;
+  return ticket;
+}
+
+bool Admission::Cancel(Ticket ticket) {
+  const auto found = known_.find(ticket);
+  if (found == known_.end() || found->second.running) return false;
+  Tenant& tenant = *found->second.tenant;
+  Remove(tenant, tenant.queue.find({found->second.order, ticket}));
+  known_.erase(found);
+  return true;
+}
+
+void Admission::Finish(Ticket ticket) {
+  const auto found = known_.find(ticket);
+  if (found == known_.end() || !found->second.running) return;
+  --found->second.tenant->running;
+  --n_running_;
+  known_.erase(found);
+}
+
+std::vector<Ticket> Admission::Expire(double now_s) {
+  std::vector<Ticket> expired;
+  for (const auto& [name, tenant] : tenants_) {
+    for (const auto& [key, waiting] : tenant.queue) {
+      if (waiting.deadline_s <= now_s) expired.push_back(waiting.ticket);
+    }
+  }
+  for (const Ticket ticket : expired) Cancel(ticket);
+  return expired;
+}
+
+uint32_t Admission::queued(const std::string& name) const {
+  const auto found = tenants_.find(name);
+  return found == tenants_.end() ? 0 : static_cast<uint32_t>(found->second.queue.size());
+}
+
+uint32_t Admission::running(const std::string& name) const {
+  const auto found = tenants_.find(name);
+  return found == tenants_.end() ? 0 : found->second.running;
+}
+
+double Admission::PredictWait(const std::string& name, int32_t priority) const {
+  const auto found = tenants_.find(name);
+  const double weight = found == tenants_.end() ? 1 : found->second.limits.weight;
+  double own_work = 0;
+  double start = virtual_time_;
+  if (found != tenants_.end()) {
+    start = std::max(start, found->second.start_tag);
+    for (const auto& [key, waiting] : found->second.queue) {
+      if (key.first > -int64_t{priority}) break;
+      own_work += waiting.work_tokens;
+    }
+  }
+  const double tag = start + own_work / weight;
+  // What the others are served until that tag comes up.
+  double work = own_work;
+  for (const auto& [other_name, other] : tenants_) {
+    if (other.queue.empty() || (found != tenants_.end() && &other == &found->second)) continue;
+    work += std::min(other.queued_work, std::max(0.0, tag - other.start_tag) * other.limits.weight);
+  }
+  return work / (capacity_per_s_ > 0 ? capacity_per_s_ : options_.work_per_s);
+}
+
+void RetryBudget::Earn() { saved_ = std::min(options_.most, saved_ + options_.share); }
+
+bool RetryBudget::Spend(double now_s) {
+  if (!begun_) floor_s_ = now_s;
+  begun_ = true;
+  saved_ = std::min(options_.most, saved_ + std::max(0.0, now_s - floor_s_) * options_.floor_per_s);
+  floor_s_ = std::max(floor_s_, now_s);
+  if (saved_ < 1) return false;
+  saved_ -= 1;
+  return true;
+}
+
+}  // namespace tandem::scheduler

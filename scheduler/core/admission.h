@@ -1,0 +1,177 @@
+// Who is let in, and whose turn it is: tenants' limits, a bounded queue that is shared fairly
+// between them, early refusal, and the budget of retries. Used by the router and by the simulator.
+// No I/O, no threads: one caller at a time, who passes time in (seconds of any one clock).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+
+namespace tandem::scheduler {
+
+/// What a tenant may have. 0: no limit.
+struct TenantLimits {
+  /// Its share against other tenants' where they compete; > 0.
+  double weight = 1;
+  double requests_per_s = 0;
+  /// Requests that may come at once after a pause; at least 1.
+  double burst = 1;
+  /// Requests that run, dispatched and not ended.
+  uint32_t max_running = 0;
+};
+
+/// Names a request from Enqueue until it is refused, cancelled or ended.
+using Ticket = uint64_t;
+
+/// A request that asks to be let in.
+struct Arrival {
+  std::string tenant;
+  /// Among a tenant's own: the higher one first.
+  int32_t priority = 0;
+  /// Predicted work in tokens (prompt tokens to compute, and generated ones at their weight).
+  double work_tokens = 1;
+  /// When it is of no more use; infinity: never.
+  double deadline_s = std::numeric_limits<double>::infinity();
+  /// Predicted TTFT of a request that is dispatched now.
+  double ttft_s = 0;
+};
+
+/// Why a request is refused, in the words of the metric tandem_router_rejected_total.
+enum class Refusal { kNone, kRate, kConcurrency, kQueueFull, kTooLate, kDisplaced };
+/// "rate", "concurrency", "queue_full", "too_late", "displaced".
+std::string_view RefusalWord(Refusal refusal);
+
+/// What Enqueue answers.
+struct Admitted {
+  /// 0 when it is refused.
+  Ticket ticket = 0;
+  Refusal refusal = Refusal::kNone;
+  /// RESOURCE_EXHAUSTED, with the limit that was met, or OK.
+  absl::Status status;
+  /// When refused: seconds after which it may be tried again with some hope.
+  double retry_after_s = 0;
+  /// Another request that had to make room, to be refused as `displaced`; 0: none.
+  Ticket displaced = 0;
+};
+
+/// A request:
+///
+///   Enqueue ── a limit, or too late ──> refused
+///   Enqueue ──> queued ── Next ──> running ── Finish ──> ended
+///   queued ── Cancel, Expire, displaced by another tenant's ──> ended
+///
+/// Between tenants the queue is start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM '96): a tenant
+/// of weight w that always has work waiting gets at least its share of the work, whatever others
+/// send. Within a tenant: by priority, then by arrival. When the queue is full the tenant with the
+/// most waiting for its weight loses its last request to one that has less.
+class Admission {
+ public:
+  struct Options {
+    /// Requests that wait, of all tenants.
+    uint32_t max_queued = 1024;
+    /// Predicted TTFT beyond which a request is refused; 0: only its own deadline counts.
+    double max_ttft_s = 0;
+    /// Bounds of the retry delay.
+    double min_retry_s = 0.1, max_retry_s = 30;
+    /// Work per second, in tokens, before any was measured.
+    double work_per_s = 5000;
+  };
+  explicit Admission(const Options& options) : options_(options) {}
+
+  /// Limits of a tenant, from now on. One that was never named has the default limits.
+  void SetTenant(const std::string& tenant, const TenantLimits& limits);
+  /// Tokens of work per second that the cluster can do, as the dispatcher sees it.
+  void SetCapacity(double work_per_s);
+
+  Admitted Enqueue(const Arrival& arrival, double now_s);
+  /// The request whose turn it is, taken out of the queue; from now on it runs. None when nobody
+  /// waits who may run. Its deadline may have passed: call Expire before.
+  std::optional<Ticket> Next(double now_s);
+  /// The request whose turn it is, left where it is.
+  std::optional<Ticket> Peek() const;
+  /// A waiting request goes: its client has left. False: it does not wait.
+  bool Cancel(Ticket ticket);
+  /// A running request has ended.
+  void Finish(Ticket ticket);
+  /// Waiting requests whose deadline has passed, taken out.
+  std::vector<Ticket> Expire(double now_s);
+
+  uint32_t queued() const { return n_queued_; }
+  uint32_t running() const { return n_running_; }
+  uint32_t queued(const std::string& tenant) const;
+  uint32_t running(const std::string& tenant) const;
+  /// Seconds that a request of so much work would wait, were it to come now.
+  double PredictWait(const std::string& tenant, int32_t priority) const;
+
+ private:
+  struct Waiting {
+    Ticket ticket = 0;
+    double work_tokens = 0, deadline_s = 0;
+  };
+  /// By falling priority, then in order of arrival.
+  using Key = std::pair<int64_t, Ticket>;
+  struct Tenant {
+    TenantLimits limits;
+    double bucket = 0;  // requests that may come at once now
+    double bucket_s = 0;
+    std::map<Key, Waiting> queue;
+    double queued_work = 0;
+    double start_tag = 0;  // of the first in the queue, in tokens for a weight of 1
+    uint32_t running = 0;
+  };
+  struct Known {
+    Tenant* tenant = nullptr;
+    int64_t order = 0;
+    bool running = false;
+  };
+
+  Tenant& TenantOf(const std::string& name);
+  Tenant* Turn();
+  const Tenant* Turn() const;
+  void Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at);
+  Ticket MakeRoom(const Tenant& newcomer);
+  Admitted Refuse(Refusal refusal, std::string message, double retry_s) const;
+
+  const Options options_;
+  std::map<std::string, Tenant> tenants_;
+  absl::flat_hash_map<Ticket, Known> known_;
+  Ticket last_ticket_ = 0;
+  uint32_t n_queued_ = 0, n_running_ = 0;
+  double virtual_time_ = 0;
+  double capacity_per_s_ = 0;
+};
+
+/// How many retries there may be: a share of the requests, and a small floor, so that a storm of
+/// failures does not multiply the load (as Envoy's retry budgets).
+class RetryBudget {
+ public:
+  struct Options {
+    /// Retries for each request.
+    double share = 0.2;
+    /// Retries per second whatever the requests are.
+    double floor_per_s = 1;
+    /// Retries that can be saved up.
+    double most = 100;
+  };
+  explicit RetryBudget(const Options& options) : options_(options), saved_(options.most) {}
+
+  /// A request was admitted.
+  void Earn();
+  /// A retry is wanted; false: not now.
+  bool Spend(double now_s);
+
+ private:
+  const Options options_;
+  double saved_;
+  double floor_s_ = 0;
+  bool begun_ = false;
+};
+
+}  // namespace tandem::scheduler

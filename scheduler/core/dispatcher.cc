@@ -1,0 +1,211 @@
+#include "scheduler/core/dispatcher.h"
+
+#include <algorithm>
+
+namespace tandem::scheduler {
+namespace {
+
+uint64_t PairKey(WorkerIndex a, WorkerIndex b) {
+  return uint64_t{std::min(a, b)} << 32 | std::max(a, b);
+}
+
+}  // namespace
+
+WorkerIndex Dispatcher::Add() {
+  if (free_workers_.empty()) {
+    free_workers_.push_back(static_cast<WorkerIndex>(workers_.size()));
+    workers_.emplace_back();
+    links_.emplace_back();
+  }
+  const WorkerIndex index = free_workers_.back();
+  free_workers_.pop_back();
+  const uint32_t generation = workers_[index].generation + 1;
+  workers_[index] = Worker();
+  workers_[index].generation = generation;
+  workers_[index].live = true;
+  return index;
+}
+
+void Dispatcher::Remove(WorkerIndex worker) {
+  if (worker >= workers_.size() || !workers_[worker].live) return;
+  workers_[worker].live = false;
+  workers_[worker].report = WorkerReport();
+  ++workers_[worker].generation;
+  links_[worker].clear();
+  for (auto& row : links_) {
+    if (row.size() > worker) row[worker] = Link();
+  }
+  absl::erase_if(avoided_, [&](const auto& each) {
+    return each.first >> 32 == worker || static_cast<WorkerIndex>(each.first) == worker;
+  });
+  free_workers_.push_back(worker);
+}
+
+void Dispatcher::Suspend(WorkerIndex worker) {
+  workers_[worker].report.takes_prefill = false;
+  workers_[worker].report.takes_decode = false;
+}
+
+void Dispatcher::Report(WorkerIndex index, const WorkerReport& report, double now_s) {
+  Worker& worker = workers_[index];
+  worker.report = report;
+  worker.reported_s = now_s;
+  const LatencyModel& latency = report.latency;
+  const uint32_t step = std::max(1u, latency.saturation_tokens);
+  worker.token_s = latency.prefill.Seconds(step, 0) / step;
+  const double known_s = now_s - options_.report_lag_s;
+  for (auto& pending = worker.pending_prefill; !pending.empty(); pending.pop_front()) {
+    if (pending.front().since_s > known_s) break;
+    if (Assignment* assignment = Find(pending.front().id)) PrefillReported(*assignment);
+  }
+  for (auto& pending = worker.pending_decode; !pending.empty(); pending.pop_front()) {
+    if (pending.front().since_s > known_s) break;
+    if (Assignment* assignment = Find(pending.front().id)) DecodeReported(*assignment);
+  }
+}
+
+void Dispatcher::SetLink(WorkerIndex from, WorkerIndex to, const Link& link) {
+  std::vector<Link>& row = links_[from];
+  if (row.size() <= to) row.resize(workers_.size());
+  row[to] = link;
+}
+
+Link Dispatcher::LinkBetween(WorkerIndex from, WorkerIndex to) const {
+  if (from == to) return {.bytes_per_s = options_.local_bytes_per_s, .rtt_s = 0};
+  const Link unknown = {.bytes_per_s = options_.default_bytes_per_s,
+                        .rtt_s = options_.default_rtt_s};
+  if (from >= links_.size() || links_[from].size() <= to) return unknown;
+  return links_[from][to].bytes_per_s > 0 ? links_[from][to] : unknown;
+}
+
+void Dispatcher::AvoidPair(WorkerIndex a, WorkerIndex b, double until_s) {
+  avoided_[PairKey(a, b)] = until_s;
+}
+
+bool Dispatcher::Avoided(WorkerIndex a, WorkerIndex b, double now_s) const {
+  if (avoided_.empty()) return false;
+  const auto found = avoided_.find(PairKey(a, b));
+  return found != avoided_.end() && now_s < found->second;
+}
+
+AssignmentId Dispatcher::Assign(const Work& work, const Candidate& choice, double now_s) {
+  if (free_assignments_.empty()) {
+    free_assignments_.push_back(static_cast<uint32_t>(assignments_.size()));
+    assignments_.emplace_back();
+  }
+  const uint32_t slot = free_assignments_.back();
+  free_assignments_.pop_back();
+  ++n_assignments_;
+  const uint32_t generation = assignments_[slot].generation;
+  const AssignmentId id = uint64_t{generation} << 32 | slot;
+  Assignment& assignment = assignments_[slot];
+  assignment = {
+      .generation = generation,
+      .compute_tokens = work.prompt_tokens - std::min(work.prompt_tokens, choice.cached_tokens),
+      .prompt_tokens = work.prompt_tokens,
+      .life_tokens = work.prompt_tokens + work.expected_output_tokens};
+  if (!work.fixed_prefill && choice.prefill != kNoWorker) {
+    Worker& worker = workers_[choice.prefill];
+    assignment.prefill = {choice.prefill, worker.generation, true};
+    ++worker.assigned_prefill;
+    worker.prefill_tokens += assignment.compute_tokens;
+    worker.pending_prefill.push_back({id, now_s});
+  }
+  if (work.needs_decode && choice.decode != kNoWorker) {
+    Worker& worker = workers_[choice.decode];
+    assignment.decode = {choice.decode, worker.generation, true};
+    ++worker.assigned_decode;
+    ++worker.sequences;
+    worker.context_tokens += assignment.prompt_tokens;
+    worker.life_tokens += assignment.life_tokens;
+  }
+  return id;
+}
+
+Dispatcher::Worker* Dispatcher::Find(const Part& part) {
+  if (part.worker == kNoWorker || workers_[part.worker].generation != part.generation) {
+    return nullptr;
+  }
+  return &workers_[part.worker];
+}
+
+Dispatcher::Assignment* Dispatcher::Find(AssignmentId id) {
+  const auto slot = static_cast<uint32_t>(id);
+  if (slot >= assignments_.size() || assignments_[slot].generation != id >> 32) return nullptr;
+  return &assignments_[slot];
+}
+
+void Dispatcher::PrefillReported(Assignment& assignment) {
+  Worker* const worker = Find(assignment.prefill);
+  if (worker != nullptr && assignment.prefill.unreported) {
+    worker->prefill_tokens -= assignment.compute_tokens;
+  }
+  assignment.prefill.unreported = false;
+}
+
+void Dispatcher::DecodeReported(Assignment& assignment) {
+  Worker* const worker = Find(assignment.decode);
+  if (worker != nullptr && assignment.decode.unreported) {
+    --worker->sequences;
+    worker->context_tokens -= assignment.prompt_tokens;
+    worker->life_tokens -= assignment.life_tokens;
+  }
+  assignment.decode.unreported = false;
+}
+
+void Dispatcher::DecodeBegins(AssignmentId id, double now_s) {
+  Assignment* const assignment = Find(id);
+  if (assignment == nullptr) return;
+  if (Worker* worker = Find(assignment->decode)) worker->pending_decode.push_back({id, now_s});
+}
+
+void Dispatcher::ReleasePrefill(AssignmentId id) {
+  Assignment* const assignment = Find(id);
+  if (assignment == nullptr || assignment->prefill.worker == kNoWorker) return;
+  PrefillReported(*assignment);
+  if (Worker* worker = Find(assignment->prefill)) --worker->assigned_prefill;
+  assignment->prefill = Part();
+  FreeIfDone(id);
+}
+
+void Dispatcher::ReleaseDecode(AssignmentId id) {
+  Assignment* const assignment = Find(id);
+  if (assignment == nullptr || assignment->decode.worker == kNoWorker) return;
+  DecodeReported(*assignment);
+  if (Worker* worker = Find(assignment->decode)) --worker->assigned_decode;
+  assignment->decode = Part();
+  FreeIfDone(id);
+}
+
+void Dispatcher::FreeIfDone(AssignmentId id) {
+  const auto slot = static_cast<uint32_t>(id);
+  Assignment& assignment = assignments_[slot];
+  if (assignment.prefill.worker != kNoWorker || assignment.decode.worker != kNoWorker) return;
+  ++assignment.generation;
+  free_assignments_.push_back(slot);
+  --n_assignments_;
+}
+
+uint32_t Dispatcher::assigned(WorkerIndex worker) const {
+  return workers_[worker].assigned_prefill + workers_[worker].assigned_decode;
+}
+
+double Dispatcher::PrefillTokensPerSecond() const {
+  double rate = 0;
+  for (const Worker& worker : workers_) {
+    if (worker.report.takes_prefill && !worker.report.decode_first && worker.token_s > 0) {
+      rate += 1 / worker.token_s;
+    }
+  }
+  return rate;
+}
+
+uint32_t Dispatcher::Takers(bool prefill) const {
+  return static_cast<uint32_t>(
+      std::count_if(workers_.begin(), workers_.end(), [&](const Worker& worker) {
+        return prefill ? worker.report.takes_prefill && !worker.report.decode_first
+                       : worker.report.takes_decode;
+      }));
+}
+
+}  // namespace tandem::scheduler

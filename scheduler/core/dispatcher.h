@@ -1,0 +1,212 @@
+// Which workers serve a request: the pair, prefill and decode, with the best predicted TTFT and
+// TPOT. Used by the router and by the simulator. No I/O, no threads: one caller at a time, who
+// passes time (seconds of any one clock) and random numbers in.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/random/bit_gen_ref.h"
+#include "absl/status/statusor.h"
+#include "scheduler/core/latency_model.h"
+
+namespace tandem::scheduler {
+
+/// Names a worker (or a node that only holds chunks); reused after Remove.
+using WorkerIndex = uint32_t;
+inline constexpr WorkerIndex kNoWorker = UINT32_MAX;
+
+/// What a worker told of itself. A worker that takes neither is passed over: it drains, is silent,
+/// stalled, between two phases, or a store.
+struct WorkerReport {
+  bool takes_prefill = false;
+  bool takes_decode = false;
+  /// A decode worker that may prefill as well: it does so only for what it decodes itself, where no
+  /// running sequence suffers (conditional disaggregation), or when there is nobody else.
+  bool decode_first = false;
+  /// Prompt tokens still to be computed, of those waiting and those begun.
+  uint64_t tokens_to_compute = 0;
+  /// Sequences that decode; that wait for room, are being pulled, or are parked.
+  uint32_t decode_running = 0, decode_waiting = 0;
+  uint32_t max_sequences = 0;
+  /// Tokens of KV: of the running sequences; in the whole expected life of all; that fit.
+  uint64_t kv_used_tokens = 0, kv_expected_tokens = 0, kv_capacity_tokens = 0;
+  LatencyModel latency;
+};
+
+/// The way from one node's data port to another's.
+struct Link {
+  double bytes_per_s = 0;
+  double rtt_s = 0;
+};
+
+/// A node that holds the beginning of the prompt's KV.
+struct CachedAt {
+  WorkerIndex worker = kNoWorker;
+  uint32_t tokens = 0;
+};
+
+/// What is to be placed.
+struct Work {
+  uint32_t prompt_tokens = 0;
+  /// Expected, the first included.
+  uint32_t expected_output_tokens = 1;
+  /// False: the first token is all that is wanted; there is no decode worker.
+  bool needs_decode = true;
+  /// Who holds the prompt's first tokens, as far as may be used.
+  std::vector<CachedAt> cached;
+  /// Of a token's KV on the wire.
+  double kv_bytes_per_token = 0;
+  /// Only taken when there is nobody else.
+  std::vector<WorkerIndex> excluded;
+  std::vector<std::pair<WorkerIndex, WorkerIndex>> excluded_pairs;
+  /// 0: the dispatcher's own.
+  double ttft_objective_s = 0, tpot_objective_s = 0;
+  /// Seconds of the TTFT that have passed already.
+  double waited_s = 0;
+  /// Set for a sequence that moves: its KV is complete on this node, only a decode worker is
+  /// chosen.
+  std::optional<WorkerIndex> fixed_prefill;
+};
+
+/// A pair as the dispatch saw it. See Candidate in cluster.proto.
+struct Candidate {
+  WorkerIndex prefill = kNoWorker;
+  WorkerIndex decode = kNoWorker;
+  bool chosen = false;
+  double score = 0;
+  double ttft_s = 0, tpot_s = 0;
+  /// Parts of the TTFT, with Work::waited_s: work ahead; computing; loading, beyond the queue.
+  double queue_s = 0, compute_s = 0, load_s = 0;
+  uint32_t cached_tokens = 0;
+  /// Parts of the TPOT: a step; waiting for room and for the KV, before the second token.
+  double step_s = 0, decode_wait_s = 0, handoff_s = 0;
+  /// Work ahead on the prefill worker, in full steps.
+  double steps_ahead = 0;
+};
+
+struct Decision {
+  /// The one that was chosen.
+  Candidate choice;
+  /// The best ones, best first, and the chosen one among them.
+  std::vector<Candidate> candidates;
+};
+
+/// Of an assignment, from Assign until both of its parts are released.
+using AssignmentId = uint64_t;
+
+class Dispatcher {
+ public:
+  struct Options {
+    double ttft_objective_s = 0.25;
+    double tpot_objective_s = 0.1;
+    /// Of a link that nobody has measured: 1 Gbit/s.
+    double default_bytes_per_s = 125e6;
+    double default_rtt_s = 1e-3;
+    /// From a node's own store or engine, decoding included.
+    double local_bytes_per_s = 1e9;
+    /// What was assigned so long before a report came is in it.
+    double report_lag_s = 0.05;
+    /// Scores that differ by less than this share are equal.
+    double near_equal = 0.02;
+    /// Tokens of the KV's last piece, which leaves only when the prompt is computed.
+    uint32_t chunk_tokens = 256;
+    /// The least that a prefill step between decode steps computes.
+    uint32_t min_piece_tokens = 32;
+  };
+  Dispatcher() : Dispatcher(Options()) {}
+  explicit Dispatcher(const Options& options) : options_(options) {}
+
+  /// A node is there; it takes nothing before its first report.
+  WorkerIndex Add();
+  /// It is gone, with its links and with what was assigned to it.
+  void Remove(WorkerIndex worker);
+  /// Replaces what was known of the worker; work assigned since is counted on top.
+  void Report(WorkerIndex worker, const WorkerReport& report, double now_s);
+  /// From now on it takes nothing, until its next report.
+  void Suspend(WorkerIndex worker);
+
+  /// What was measured on the way `from` → `to`; no bytes_per_s: nothing any more.
+  void SetLink(WorkerIndex from, WorkerIndex to, const Link& link);
+  /// As measured, else the default.
+  Link LinkBetween(WorkerIndex from, WorkerIndex to) const;
+  /// The way between the two is cut, it seems: both directions only if there is no other pair,
+  /// until then.
+  void AvoidPair(WorkerIndex a, WorkerIndex b, double until_s);
+
+  /// The pair for this work, by lowest score; among (near) equals two draw lots, and the one with
+  /// less assigned is taken. UNAVAILABLE, naming the phase, when there is none. Assigns nothing.
+  absl::StatusOr<Decision> Choose(const Work& work, double now_s, absl::BitGenRef random);
+
+  /// The work is sent to the pair of `choice`.
+  ///   assigned ── ReleasePrefill, ReleaseDecode, in any order ──> gone
+  /// Without a decode worker, or with a fixed prefill side, that part counts as released.
+  AssignmentId Assign(const Work& work, const Candidate& choice, double now_s);
+  /// The decode worker has been called: its next reports will count the sequence.
+  void DecodeBegins(AssignmentId id, double now_s);
+  /// That part is done, or was given up. Ignored when it was released before.
+  void ReleasePrefill(AssignmentId id);
+  void ReleaseDecode(AssignmentId id);
+
+  /// Assignments of which a part is on the worker.
+  uint32_t assigned(WorkerIndex worker) const;
+  /// Assignments that are not wholly released.
+  size_t assignments() const { return n_assignments_; }
+  /// Prompt tokens per second that all prefill workers can compute.
+  double PrefillTokensPerSecond() const;
+  /// Workers that take prompts, or sequences, and are no decode worker's second job.
+  uint32_t Takers(bool prefill) const;
+
+ private:
+  struct Pending {
+    AssignmentId id = 0;
+    double since_s = 0;
+  };
+  struct Worker {
+    uint32_t generation = 0;
+    bool live = false;
+    WorkerReport report;
+    double reported_s = 0;
+    double token_s = 0;  // of computing one prompt token, its share of the step included
+    uint32_t assigned_prefill = 0, assigned_decode = 0;
+    // Assigned, and not in the last report.
+    uint64_t prefill_tokens = 0;
+    uint32_t sequences = 0;
+    uint64_t context_tokens = 0, life_tokens = 0;
+    std::deque<Pending> pending_prefill, pending_decode;
+  };
+  struct Part {
+    WorkerIndex worker = kNoWorker;
+    uint32_t generation = 0;
+    bool unreported = false;
+  };
+  struct Assignment {
+    uint32_t generation = 0;
+    Part prefill, decode;
+    uint32_t compute_tokens = 0, prompt_tokens = 0, life_tokens = 0;
+  };
+  class Choice;
+
+  Worker* Find(const Part& part);
+  Assignment* Find(AssignmentId id);
+  void PrefillReported(Assignment& assignment);
+  void DecodeReported(Assignment& assignment);
+  void FreeIfDone(AssignmentId id);
+  bool Avoided(WorkerIndex a, WorkerIndex b, double now_s) const;
+
+  const Options options_;
+  std::vector<Worker> workers_;
+  std::vector<WorkerIndex> free_workers_;
+  // By from, then to; short rows, and links of no bytes per second, are not measured.
+  std::vector<std::vector<Link>> links_;
+  absl::flat_hash_map<uint64_t, double> avoided_;  // pair → until
+  std::vector<Assignment> assignments_;
+  std::vector<uint32_t> free_assignments_;
+  size_t n_assignments_ = 0;
+};
+
+}  // namespace tandem::scheduler

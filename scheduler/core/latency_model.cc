@@ -1,0 +1,148 @@
+#include "scheduler/core/latency_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tandem::scheduler {
+namespace {
+
+/// A sample counts half after 140 more.
+constexpr double kForget = 0.995;
+/// Weight of the prior, in samples.
+constexpr double kPriorWeight = 0.05;
+/// Errors beyond so many mean errors count as so many.
+constexpr double kHuber = 3;
+/// Samples before outliers can be told.
+constexpr uint64_t kOutliersFrom = 16;
+constexpr double kSmallestSpread = 0.02;
+/// Samples of a batch size that weigh as much as the belief that it is like the others.
+constexpr double kFactorPrior = 8;
+/// A step of L_m tokens reaches so much of the device's highest rate.
+constexpr double kSaturated = 0.9;
+
+constexpr double kNothing = 1e-12;  // seconds; below it a time is not a time
+
+using Row = CostFit::Row;
+
+double Dot(const Row& a, const Row& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+
+/// Solves the equations of the unknowns in `mask` (the others are 0) by Gauss-Jordan elimination
+/// on a copy; false when they do not determine them.
+bool SolveSubset(std::array<Row, 3> m, Row v, unsigned mask, Row& x) {
+  x = {};
+  for (unsigned i = 0; i < 3; ++i) {
+    if (!(mask >> i & 1)) continue;
+    if (m[i][i] <= 1e-9) return false;
+    for (unsigned j = 0; j < 3; ++j) {
+      if (j == i || !(mask >> j & 1)) continue;
+      const double f = m[j][i] / m[i][i];
+      for (unsigned k = 0; k < 3; ++k) m[j][k] -= f * m[i][k];
+      v[j] -= f * v[i];
+    }
+  }
+  for (unsigned i = 0; i < 3; ++i) {
+    if (mask >> i & 1) x[i] = v[i] / m[i][i];
+  }
+  return true;
+}
+
+}  // namespace
+
+double LatencyModel::PromptSeconds(uint64_t n_tokens, uint64_t first_position) const {
+  if (n_tokens == 0) return 0;
+  const uint64_t steps = (n_tokens + saturation_tokens - 1) / saturation_tokens;
+  return prefill.Seconds(n_tokens, first_position) +
+         static_cast<double>(steps - 1) * prefill.base_s;
+}
+
+double CostFit::Predict(const Row& row) const { return Dot(coefficients_, row); }
+
+void CostFit::Observe(const Row& row, double seconds) {
+  if (!(seconds > kNothing) || !std::isfinite(seconds)) return;
+  const double predicted = Predict(row);
+  if (samples_ >= kOutliersFrom && predicted > kNothing) {
+    const double error = (seconds - predicted) / predicted;
+    const double limit = kHuber * spread_;
+    seconds = predicted * (1 + std::clamp(error, -std::min(limit, 0.9), limit));
+    // Grows while errors go beyond the limit, so that a lasting change gets through.
+    spread_ += 0.05 * (std::min(std::abs(error), 2 * limit) - spread_);
+    spread_ = std::max(spread_, kSmallestSpread);
+  }
+  ++samples_;
+  const double prior = Dot(prior_, row);
+  const double share = std::max(1.0 / static_cast<double>(samples_), 1 - kForget);
+  prior_scale_ += share * (seconds / prior - prior_scale_);
+  for (unsigned i = 0; i < 3; ++i) {
+    for (unsigned j = 0; j < 3; ++j) {
+      matrix_[i][j] = kForget * matrix_[i][j] + row[i] * row[j] / (seconds * seconds);
+    }
+    vector_[i] = kForget * vector_[i] + row[i] / seconds;
+  }
+  Solve();
+}
+
+void CostFit::Solve() {
+  // Unknowns are multiples of the scaled prior: all of one size, and the prior is (1, 1, 1).
+  Row scale;
+  std::array<Row, 3> m;
+  Row v;
+  for (unsigned i = 0; i < 3; ++i) scale[i] = std::max(prior_[i], kNothing) * prior_scale_;
+  for (unsigned i = 0; i < 3; ++i) {
+    for (unsigned j = 0; j < 3; ++j) m[i][j] = matrix_[i][j] * scale[i] * scale[j];
+    m[i][i] += kPriorWeight;
+    v[i] = vector_[i] * scale[i] + kPriorWeight;
+  }
+  // Three unknowns: of the seven ways to hold some at zero, the best that leaves none below it.
+  double least = std::numeric_limits<double>::infinity();
+  for (unsigned mask = 1; mask < 8; ++mask) {
+    Row x;
+    if (!SolveSubset(m, v, mask, x)) continue;
+    if (std::min({x[0], x[1], x[2]}) < 0) continue;
+    const double cost = Dot(x, {Dot(m[0], x), Dot(m[1], x), Dot(m[2], x)}) - 2 * Dot(v, x);
+    if (cost >= least) continue;
+    least = cost;
+    for (unsigned i = 0; i < 3; ++i) coefficients_[i] = x[i] * scale[i];
+  }
+}
+
+LatencyLearner::LatencyLearner(const Options& options)
+    : options_(options),
+      model_(options.prior),
+      prefill_({model_.prefill.base_s, model_.prefill.per_token_s, model_.prefill.per_position_s}),
+      decode_({model_.decode.base_s, model_.decode.per_sequence_s,
+               model_.decode.per_context_token_s}) {}
+
+void LatencyLearner::ObservePrefill(uint64_t n_tokens, double position_sum, double seconds) {
+  if (n_tokens == 0 || prefill_steps_++ < options_.warm_up_steps) return;
+  prefill_.Observe({1, static_cast<double>(n_tokens), position_sum}, seconds);
+  const Row& found = prefill_.coefficients();
+  model_.prefill = {.base_s = found[0], .per_token_s = found[1], .per_position_s = found[2]};
+  model_.prefill_samples = prefill_.samples();
+  // n / (base + n × per token) ≥ 0.9 / per token
+  const double tokens =
+      found[1] > kNothing ? kSaturated / (1 - kSaturated) * found[0] / found[1] : 1e9;
+  model_.saturation_tokens = static_cast<uint32_t>(
+      std::clamp(std::ceil(tokens / 32) * 32, static_cast<double>(options_.min_saturation_tokens),
+                 static_cast<double>(options_.max_saturation_tokens)));
+}
+
+void LatencyLearner::ObserveDecode(uint32_t n_sequences, uint64_t context_tokens, double seconds) {
+  if (n_sequences == 0 || decode_steps_++ < options_.warm_up_steps) return;
+  const Row row = {1, static_cast<double>(n_sequences), static_cast<double>(context_tokens)};
+  decode_.Observe(row, seconds);
+  const Row& found = decode_.coefficients();
+  model_.decode.base_s = found[0];
+  model_.decode.per_sequence_s = found[1];
+  model_.decode.per_context_token_s = found[2];
+  model_.decode_samples = decode_.samples();
+  if (n_sequences >= DecodeCost::kFactors || model_.decode_samples < kOutliersFrom) return;
+  Factor& factor = factors_[n_sequences];
+  const double ratio = std::clamp(seconds / decode_.Predict(row), 0.25, 4.0);
+  factor.weight = factor.weight * kForget + 1;
+  factor.ratio += std::clamp(ratio - factor.ratio, -1.0, 1.0) / factor.weight;
+  model_.decode.factor[n_sequences] = static_cast<float>(
+      (factor.ratio * factor.weight + kFactorPrior) / (factor.weight + kFactorPrior));
+}
+
+}  // namespace tandem::scheduler
