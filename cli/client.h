@@ -56,5 +56,6 @@ int RunGenerate(std::span<char* const> args, const Terminal& terminal);
 int RunStatus(std::span<char* const> args, const Terminal& terminal);
 int RunTokenize(std::span<char* const> args, const Terminal& terminal);
 int RunKv(std::span<char* const> args, const Terminal& terminal);
+int RunPlan(std::span<char* const> args, const Terminal& terminal);
 
 }  // namespace tandem::cli

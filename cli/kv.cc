@@ -2,13 +2,13 @@
 #include "cli/kv.h"
 
 #include <fstream>
-#include <sstream>
 #include <string_view>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "cli/files.h"
 #include "cli/interrupt.h"
 
 namespace tandem::cli {
@@ -70,14 +70,10 @@ absl::StatusOr<std::shared_ptr<const workers::Model>> LoadModel(const KvInput& i
 
 absl::StatusOr<std::string> LoadText(const KvInput& input) {
   if (input.text_path.empty()) return absl::InvalidArgumentError("--text is missing");
-  std::ifstream file(input.text_path, std::ios::binary);
-  std::ostringstream text;
-  if (file.good() && file.peek() != std::ifstream::traits_type::eof()) text << file.rdbuf();
-  if (!file.is_open() || file.bad() || text.bad()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--text is '", input.text_path, "': cannot be read"));
-  }
-  return text.str();
+  const absl::StatusOr<std::string> text = ReadWholeFile(input.text_path);
+  if (text.ok()) return text;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--text is '", input.text_path, "': cannot be read"));
 }
 
 std::vector<Option> ReplayFlags(workers::ReplayOptions& replay) {

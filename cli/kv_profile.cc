@@ -1,12 +1,11 @@
 // `tandem kv profile`: measures a model on a text and writes what the KV codec must know of it.
 #include <atomic>
-#include <filesystem>
-#include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "cli/files.h"
 #include "cli/kv.h"
 #include "workers/calibration/profile_builder.h"
 
@@ -81,19 +80,6 @@ class ProgressLine {
   uint64_t resumed_ = 0;
 };
 
-/// Nobody ever sees half a profile.
-absl::Status WriteFile(const std::string& path, const std::string& bytes) {
-  const std::string temporary = path + ".tmp";
-  std::ofstream file(temporary, std::ios::binary);
-  file << bytes;
-  file.close();
-  std::error_code error;
-  if (file.good()) std::filesystem::rename(temporary, path, error);
-  if (file.good() && !error) return absl::OkStatus();
-  std::filesystem::remove(temporary, error);
-  return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
-}
-
 void Print(const Profile& profile, const std::string& path, size_t bytes, absl::Duration time,
            const Terminal& terminal) {
   terminal.out << absl::StrFormat("%s: %d bytes, %d symbol tables, %d exact sink tokens, %s\n",
@@ -127,7 +113,7 @@ absl::Status Make(Settings& settings, const std::atomic<bool>& stop, const Termi
     ASSIGN_OR_RETURN(profile, workers::BuildProfile(model, text, options, settings.input.engine));
   }
   const std::string bytes = SerializeProfile(profile);
-  RETURN_IF_ERROR(WriteFile(settings.out, bytes));
+  RETURN_IF_ERROR(WriteWholeFile(settings.out, bytes));
   Print(profile, settings.out, bytes.size(), absl::Now() - start, terminal);
   return absl::OkStatus();
 }

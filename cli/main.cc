@@ -19,6 +19,7 @@ Usage: tandem COMMAND [FLAG]...
   status     Show the workers and their load.
   tokenize   Show the token ids of a text.
   kv         Look at a model's KV cache.
+  plan       Simulate placements, and find the best one.
 
 'tandem COMMAND --help' lists the command's flags; --version prints the version.
 )";
@@ -39,6 +40,7 @@ int main(int argc, char** argv) {
   if (command == "status") return cli::RunStatus(args, terminal);
   if (command == "tokenize") return cli::RunTokenize(args, terminal);
   if (command == "kv") return cli::RunKv(args, terminal);
+  if (command == "plan") return cli::RunPlan(args, terminal);
   if (command == "--version") {
     std::cout << "tandem " << kVersion << " (" << kCommit << ")\n";
     return cli::kOk;

@@ -1,0 +1,38 @@
+// `tandem plan`: finds the sub-command.
+#include "cli/plan.h"
+
+#include <string>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace tandem::cli {
+namespace {
+
+constexpr char kHelp[] = R"(tandem plan simulates how placements serve a workload.
+
+Usage: tandem plan COMMAND [FLAG]...
+
+  compat   Run cases of DistServe's simulator by its own rules, to be compared with it.
+
+'tandem plan COMMAND --help' lists the command's flags.
+)";
+
+}  // namespace
+
+int RunPlan(std::span<char* const> args, const Terminal& terminal) {
+  const std::string_view name = args.empty() ? "" : args[0];
+  if (name == "compat") return RunPlanCompat(args.subspan(1), terminal);
+  if (name == "--help" || name == "-h" || name == "help") {
+    terminal.out << kHelp;
+    return kOk;
+  }
+  terminal.err << (name.empty() ? "tandem: plan: which command?"
+                                : absl::StrCat("tandem: unknown command 'plan ", View(name), "'"))
+               << "\n\n"
+               << kHelp;
+  return kUsage;
+}
+
+}  // namespace tandem::cli

@@ -1,0 +1,13 @@
+// The sub-commands of `tandem plan`.
+#pragma once
+
+#include <span>
+
+#include "cli/client.h"
+
+namespace tandem::cli {
+
+/// As those in client.h.
+int RunPlanCompat(std::span<char* const> args, const Terminal& terminal);
+
+}  // namespace tandem::cli

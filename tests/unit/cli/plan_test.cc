@@ -1,0 +1,121 @@
+// `tandem plan` on folders of this test.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "cli/client.h"
+#include "tests/unit/cli/call.h"
+
+namespace tandem::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+class PlanTest : public testing::Test {
+ protected:
+  PlanTest()
+      : folder_(fs::path(testing::TempDir()) /
+                testing::UnitTest::GetInstance()->current_test_info()->name()) {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  ~PlanTest() override { fs::remove_all(folder_); }
+
+  std::string Path(const std::string& name) const { return folder_ / name; }
+  void Write(const std::string& name, const std::string& text) {
+    fs::create_directories(fs::path(Path(name)).parent_path());
+    std::ofstream(Path(name)) << text;
+  }
+  std::string Read(const std::string& name) {
+    std::ostringstream text;
+    text << std::ifstream(Path(name)).rdbuf();
+    return text.str();
+  }
+  Outcome Compat() {
+    return Call(RunPlan, {"compat", "--cases", Path("in"), "--out", Path("out/deep")}, "");
+  }
+
+  const fs::path folder_;
+};
+
+TEST_F(PlanTest, CompatWritesWhatTheComparatorReads) {
+  Write("in/cases/cases.json", R"([{"id": "one", "model": "facebook/opt-13b",
+      "slo_sets": [{"name": "s", "ttft_ms": 100, "tpot_ms": 1}]}])");
+  Write("in/cases/inputs/one.csv", "req_id,arrival_ms,prompt_len,output_len\n5,0,512,1\n");
+  Write("in/goodput/goodput.json", R"([{"id": "g", "model": "facebook/opt-13b", "num_gpus": 2,
+      "slo_ttft_ms": 100, "slo_tpot_ms": 100, "max_per_gpu_rate": 2, "eps": 0.5}])");
+  const std::string gaps = "req_id,unit_gap_s,prompt_len,output_len\n0,0,512,64\n1,1,512,64\n";
+  Write("in/goodput/inputs/g.csv", gaps);
+  const std::string search = R"("model": "facebook/opt-13b", "num_node": 1, "gpus_per_node": 2,
+      "slo_ttft_ms": 100, "slo_tpot_ms": 100, "max_per_gpu_rate": 2, "eps": 0.5)";
+  Write("in/planner/search.json", R"([{"id": "p", "affinity": "high", )" + search + "}]");
+  Write("in/planner/alg1.json", R"([{"id": "a", "traffic_rps": 6, )" + search + "}]");
+  Write("in/planner/inputs/p.csv", gaps);
+  Write("in/planner/inputs/a.csv", gaps);
+  const Outcome outcome = Compat();
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("one   1         75.2"));
+  EXPECT_EQ(Read("out/deep/one.csv"),
+            "req_id,ttft_ms,tpot_ms,finish_ms\n5,75.199881053,22.346027592,97.545908645\n");
+  const auto goodput = nlohmann::json::parse(Read("out/deep/goodput.json"));
+  EXPECT_EQ(goodput.at("g").at("per_phase"), 1.5);
+  EXPECT_EQ(goodput.at("g").at("joint"), 1.5);
+  const auto searches = nlohmann::json::parse(Read("out/deep/search.json"));
+  EXPECT_EQ(searches.at("p").at("best"), (nlohmann::json{1, 1, 1, 1, 1}));
+  EXPECT_EQ(searches.at("p").at("per_gpu_rate"), 1.5);
+  EXPECT_EQ(searches.at("a").at("n_prefill"), 4);
+  const auto results = nlohmann::json::parse(Read("out/deep/results.json"));
+  EXPECT_EQ(results.at(0).at("attainment").at(0).at("ttft_attainment"), 1);
+  EXPECT_EQ(results.at(0).at("attainment").at(0).at("both_attainment"), 0);
+}
+
+TEST_F(PlanTest, CompatRunsTheGoodCasesAndNamesTheBad) {
+  Write("in/cases/cases.json", R"([{"id": "bad", "model": "facebook/opt-13b"},
+                                   {"id": "huge", "model": "facebook/opt-13b"},
+                                   {"id": "good", "model": "facebook/opt-13b"}])");
+  Write("in/cases/inputs/good.csv", "req_id,arrival_ms,prompt_len,output_len\n5,0,512,1\n");
+  Write("in/cases/inputs/huge.csv", "req_id,arrival_ms,prompt_len,output_len\n5,0,90000,1\n");
+  const Outcome outcome = Compat();
+  EXPECT_EQ(outcome.code, kFailed);
+  EXPECT_THAT(outcome.err, HasSubstr("cases/cases.json: bad: there is no file "));
+  EXPECT_THAT(outcome.err, HasSubstr("huge: request 0: the prompt of 90000 tokens can never run"));
+  EXPECT_THAT(outcome.err, HasSubstr("2 of 3 cases could not be run"));
+  EXPECT_THAT(Read("out/deep/good.csv"), HasSubstr("5,75.199881053"));
+}
+
+TEST_F(PlanTest, CompatTakesTheFoldersOwnCoefficients) {
+  Write("in/cases/cases.json", R"([{"id": "one", "model": "mine"}])");
+  Write("in/cases/inputs/one.csv", "req_id,arrival_ms,prompt_len,output_len\n5,0,10,1\n");
+  Write("coefficients.json", R"({"max_num_tokens": {"mine": {"1,1": 100}},
+      "model_layers_heads": {"mine": [4, 4]},
+      "engine_distserve": {"mine": {"1": {"prefill_abc": [10, 0, 0],
+          "decode_small_abc": [5, 0, 0], "decode_large_abc": [5, 0, 0]}}}})");
+  const Outcome outcome = Compat();
+  EXPECT_EQ(outcome.code, kOk) << outcome.err;
+  EXPECT_THAT(Read("out/deep/one.csv"), HasSubstr("5,13.001000000,7.001000000,"));
+  Write("coefficients.json", "{}");
+  const Outcome bad = Compat();
+  EXPECT_EQ(bad.code, kUsage);
+  EXPECT_THAT(bad.err, HasSubstr("coefficients.json: coefficients: 'max_num_tokens' is missing"));
+}
+
+TEST_F(PlanTest, TellsTheFaultOfACommandLine) {
+  EXPECT_THAT(Call(RunPlan, {}, "").err, HasSubstr("tandem: plan: which command?"));
+  EXPECT_THAT(Call(RunPlan, {"guess"}, "").err, HasSubstr("unknown command 'plan guess'"));
+  EXPECT_THAT(Call(RunPlan, {"compat"}, "").err, HasSubstr("--cases is missing"));
+  EXPECT_THAT(Call(RunPlan, {"compat", "--cases=x"}, "").err, HasSubstr("--out is missing"));
+  const Outcome empty = Compat();
+  EXPECT_EQ(empty.code, kFailed);
+  EXPECT_THAT(empty.err, HasSubstr("there is none of cases/cases.json"));
+  const Outcome help = Call(RunPlan, {"compat", "--help"}, "");
+  EXPECT_EQ(help.code, kOk);
+  EXPECT_THAT(help.out, HasSubstr("--coefficients=FILE"));
+}
+
+}  // namespace
+}  // namespace tandem::cli
