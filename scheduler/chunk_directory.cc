@@ -26,6 +26,9 @@ uint8_t LevelsAt(std::string_view entries, size_t at) {
   return static_cast<uint8_t>(entries[at + sizeof(uint64_t)]);
 }
 
+/// The levels that are `floor` or finer.
+uint8_t LevelsFrom(kvstore::Level floor) { return (2u << static_cast<uint8_t>(floor)) - 1; }
+
 bool WellFormed(std::string_view entries) {
   if (entries.size() % kEntryBytes != 0) return false;
   for (size_t at = 0; at < entries.size(); at += kEntryBytes) {
@@ -219,7 +222,7 @@ void ChunkDirectory::Forget(const std::string& worker_id) {
 
 CachedPrefix ChunkDirectory::Find(std::span<const kvstore::ChunkId> ids,
                                   kvstore::Level floor) const {
-  const uint8_t wanted = (2u << static_cast<uint8_t>(floor)) - 1;
+  const uint8_t wanted = LevelsFrom(floor);
   CachedPrefix prefix;
   std::shared_lock nodes_lock(nodes_mutex_);
   Cover cover(node_of_number_.size(), turn_.fetch_add(1, std::memory_order_relaxed));
@@ -250,6 +253,37 @@ CachedPrefix ChunkDirectory::Find(std::span<const kvstore::ChunkId> ids,
     return std::tie(a.leading, a.held) > std::tie(b.leading, b.held);
   });
   return prefix;
+}
+
+std::vector<LeadingChunks> ChunkDirectory::Leading(std::span<const kvstore::ChunkId> ids,
+                                                   kvstore::Level floor) const {
+  const uint8_t wanted = LevelsFrom(floor);
+  std::vector<LeadingChunks> nodes;
+  std::shared_lock nodes_lock(nodes_mutex_);
+  std::vector<uint32_t> leading(node_of_number_.size());
+  for (uint32_t n = 0; n < ids.size(); ++n) {
+    const Shard& shard = ShardOf(ids[n].Hash());
+    std::lock_guard lock(shard.mutex);
+    const auto chunk = shard.chunks.find(ids[n].Hash());
+    if (chunk == shard.chunks.end()) break;
+    bool anybody = false;
+    chunk->second.ForEach([&](uint16_t node, uint8_t levels) {
+      if ((levels & wanted) == 0 || leading[node] != n) return;
+      leading[node] = n + 1;
+      anybody = true;
+      if (n == 0 && node_of_number_[node] != nullptr) nodes.push_back({.node = node});
+    });
+    if (!anybody) break;
+  }
+  for (LeadingChunks& node : nodes) node.n_chunks = leading[node.node];
+  return nodes;
+}
+
+std::optional<uint16_t> ChunkDirectory::NumberOf(const std::string& worker_id) const {
+  std::shared_lock lock(nodes_mutex_);
+  const auto found = node_of_id_.find(worker_id);
+  if (found == node_of_id_.end()) return std::nullopt;
+  return found->second->number;
 }
 
 uint64_t ChunkDirectory::ChunksOf(const std::string& worker_id) const {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <span>
 #include <string>
@@ -45,6 +46,13 @@ struct CachedPrefix {
   std::vector<Node> nodes;
 };
 
+/// How much of a prompt's beginning one node holds.
+struct LeadingChunks {
+  /// As ChunkDirectory::NumberOf tells it.
+  uint16_t node = 0;
+  uint32_t n_chunks = 0;
+};
+
 /// Thread-safe. Chunks are known by ChunkId::Hash: 64 bits, so two of a million are taken for the
 /// same one with a probability of 3 in 10^8, and then a fetch finds nothing. What is believed of a
 /// node may be late by a report interval.
@@ -69,6 +77,13 @@ class ChunkDirectory {
   /// The longest prefix of `ids` (a prompt's chunks, in order) of which every chunk is held by some
   /// node at `floor` or a finer level.
   CachedPrefix Find(std::span<const kvstore::ChunkId> ids, kvstore::Level floor) const;
+
+  /// Every node that holds the first chunks of `ids` at `floor` or finer, and how many of them
+  /// without a gap; in no order. Costs about 2 ns for each holder of each chunk.
+  std::vector<LeadingChunks> Leading(std::span<const kvstore::ChunkId> ids,
+                                     kvstore::Level floor) const;
+  /// The node's number, its own for as long as it is known; none before its first snapshot.
+  std::optional<uint16_t> NumberOf(const std::string& worker_id) const;
 
   /// Chunks that any node holds.
   size_t size() const { return size_; }

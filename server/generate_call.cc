@@ -131,11 +131,21 @@ void GenerateCall::Refuse(const absl::Status& status, std::string_view reason) {
 }
 
 absl::Status GenerateCall::Dispatch() {
-  ASSIGN_OR_RETURN(pair_, core_->view().Assign(absl::Now()));
-  decode_reserved_ = true;
+  scheduler::Placement placement = {.prompt_tokens = static_cast<uint32_t>(request_.tokens.size()),
+                                    .max_tokens = request_.max_tokens,
+                                    .kv_floor = request_.kv_floor,
+                                    .waited_s = since_arrival_.seconds()};
+  if (const auto naming = core_->view().naming();
+      naming.chunk_tokens != 0 && !request_.bypass_cache) {
+    chunk_ids_ = kvstore::ChunkIds(naming.kv_namespace, request_.tenant, request_.tokens,
+                                   naming.chunk_tokens);
+    placement.chunk_ids = chunk_ids_;
+  }
+  ASSIGN_OR_RETURN(pair_, core_->view().Assign(placement, absl::Now()));
+  decode_reserved_ = request_.max_tokens > 1;
   auto stub = core_->WorkerStub(pair_.prefill.worker_id());
   if (stub == nullptr) {
-    core_->view().Release(pair_.prefill.worker_id());
+    core_->view().ReleasePrefill(pair_.assignment);
     ReleaseReservedDecode();
     return absl::UnavailableError("the chosen prefill worker has just left; try again");
   }
@@ -144,7 +154,6 @@ absl::Status GenerateCall::Dispatch() {
   timings_.set_decode_worker(pair_.decode.name());
   usage_.set_prompt_tokens(static_cast<uint32_t>(request_.tokens.size()));
   dispatched_s_ = since_arrival_.seconds();
-  if (request_.max_tokens == 1) ReleaseReservedDecode();
   StartPrefill(std::move(stub));
   return absl::OkStatus();
 }
@@ -172,7 +181,7 @@ void GenerateCall::StartPrefill(std::shared_ptr<v1::WorkerService::Stub> stub) {
   message.set_bypass_cache(request_.bypass_cache);
   message.set_ttft_left_s(absl::ToDoubleSeconds(core_->options().ttft_objective) -
                           since_arrival_.seconds());
-  if (!request_.bypass_cache) PointToChunks(message);
+  PointToChunks(message);
   prefill_ = std::make_shared<WorkerStream<v1::PrefillEvent>>(
       [self = Self()](v1::PrefillEvent& event) { self->OnPrefillEvent(event); },
       [self = Self(), stub](const grpc::Status& status) {
@@ -187,12 +196,9 @@ void GenerateCall::StartPrefill(std::shared_ptr<v1::WorkerService::Stub> stub) {
 
 void GenerateCall::PointToChunks(v1::PrefillRequest& message) const {
   const v1::WorkerInfo& prefill = pair_.prefill;
-  if (prefill.kv_namespace().empty() || prefill.chunk_tokens() == 0) return;
-  const auto ids = kvstore::ChunkIds(prefill.kv_namespace(), request_.tenant, request_.tokens,
-                                     prefill.chunk_tokens());
-  if (ids.empty()) return;
+  if (prefill.kv_namespace().empty() || chunk_ids_.empty()) return;
   const absl::Time now = absl::Now();
-  const auto prefix = core_->directory().Find(ids, request_.kv_floor);
+  const auto prefix = core_->directory().Find(chunk_ids_, request_.kv_floor);
   for (const auto& node : prefix.nodes) {
     if (node.worker_id == prefill.worker_id()) continue;
     const std::string address = core_->view().DataAddress(node.worker_id, now);
@@ -202,7 +208,7 @@ void GenerateCall::PointToChunks(v1::PrefillRequest& message) const {
     holder.set_n_chunks(prefix.n_chunks);
     if (message.holders_size() == kMaxHolders) break;
   }
-  message.set_store_address(core_->view().StoreFor(ids[0].Hash(), now));
+  message.set_store_address(core_->view().StoreFor(chunk_ids_[0].Hash(), now));
 }
 
 void GenerateCall::StartDecode() {
@@ -228,11 +234,12 @@ void GenerateCall::StartDecode() {
   }
   stub->async()->Decode(&decode_->context(), &message, decode_.get());
   decode_reserved_ = false;  // from here on the stream's end releases it
+  core_->view().DecodeBegins(pair_.assignment, absl::Now());
   decode_->Start();
 }
 
 void GenerateCall::ReleaseReservedDecode() {
-  if (decode_reserved_) core_->view().Release(pair_.decode.worker_id());
+  if (decode_reserved_) core_->view().ReleaseDecode(pair_.assignment);
   decode_reserved_ = false;
 }
 
@@ -308,6 +315,7 @@ void GenerateCall::Emit(int32_t token) {
 
 void GenerateCall::FinishWith(v1::FinishReason reason) {
   SetEnded();
+  core_->view().ObserveOutput(generated_);
   v1::GenerateResponse last;
   FillLast(last, reason);
   RecordEnd(absl::StatusCode::kOk, reason);
@@ -367,12 +375,13 @@ void GenerateCall::RecordEnd(absl::StatusCode code, v1::FinishReason reason) {
 void GenerateCall::OnWorkerDone(v1::Phase phase, const grpc::Status& status) {
   const bool is_prefill = phase == v1::PHASE_PREFILL;
   const v1::WorkerInfo& worker = is_prefill ? pair_.prefill : pair_.decode;
-  core_->view().Release(worker.worker_id());
   std::lock_guard lock(mutex_);
   if (is_prefill) {
+    core_->view().ReleasePrefill(pair_.assignment);
     prefill_.reset();
     ReleaseReservedDecode();
   } else {
+    core_->view().ReleaseDecode(pair_.assignment);
     decode_.reset();
   }
   // An OK end is expected: of the prefill worker after its token, of the decode worker after a

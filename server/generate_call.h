@@ -87,6 +87,7 @@ class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBu
   CheckedRequest request_;
   absl::Time deadline_ = absl::InfiniteFuture();
   std::string handoff_id_;
+  std::vector<kvstore::ChunkId> chunk_ids_;  // of the prompt; empty: no cached KV is used
   scheduler::Pair pair_;
   bool dispatched_ = false;
   bool decode_reserved_ = false;  // counted as assigned, no stream yet

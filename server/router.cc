@@ -22,7 +22,9 @@ RouterCore::RouterCore(RouterOptions options, std::shared_ptr<const workers::Mod
                        std::shared_ptr<prometheus::Registry> registry)
     : options_(std::move(options)),
       model_(std::move(model)),
-      view_(options_.worker_timeout),
+      view_({.worker_timeout = options_.worker_timeout,
+             .dispatch = {.ttft_objective_s = absl::ToDoubleSeconds(options_.ttft_objective)}},
+            &directory_),
       metrics_(std::move(registry), model_->name(), options_.tenants) {}
 
 absl::Status RouterCore::Admit() {

@@ -88,8 +88,8 @@ class RouterCore {
   };
   const RouterOptions options_;
   const std::shared_ptr<const workers::Model> model_;
-  scheduler::ClusterView view_;
   scheduler::ChunkDirectory directory_;
+  scheduler::ClusterView view_;
   RouterMetrics metrics_;
   std::atomic<uint32_t> in_flight_{0};
   std::atomic<bool> draining_{false};

@@ -141,7 +141,7 @@ TEST_F(ClusterServiceTest, AStoreIsNeverChosen) {
   const auto decode = Join(Info("d", v1::PHASE_DECODE));
   ASSERT_TRUE(store->Hear() && prefill->Hear() && decode->Hear());
   for (int i = 0; i < 10; ++i) {
-    const auto pair = core_.view().Assign(absl::Now());
+    const auto pair = core_.view().Assign({.prompt_tokens = 10}, absl::Now());
     ASSERT_TRUE(pair.ok()) << pair.status();
     EXPECT_EQ(pair->prefill.worker_id(), "p");
     EXPECT_EQ(pair->decode.worker_id(), "d");
