@@ -18,8 +18,8 @@
 #include "tests/bench/kv-load/checks.h"
 #include "tests/bench/kv-load/holder.h"
 #include "tests/bench/kv-load/loader.h"
-#include "tests/bench/kv-load/plot.h"
 #include "tests/bench/kv-load/trace.h"
+#include "tests/support/plot.h"
 
 ABSL_FLAG(std::string, model, "both", "demo, synthetic or both");
 ABSL_FLAG(std::vector<std::string>, links,
@@ -173,7 +173,7 @@ int MeasureLinks() {
     plots.push_back(PlotOf(table));
   }
   WriteFile("kv-load.json", out.dump(1) + "\n");
-  WriteFile("kv-load.svg", LogLogSvg(plots));
+  WriteFile("kv-load.svg", Svg(plots));
   return 0;
 }
 
