@@ -22,6 +22,17 @@ double TightestScale(std::span<const Outcome> outcomes, const Slo& slo, double s
   return Quantile(std::move(scales), share);
 }
 
+double ServedRate(std::span<const Outcome> outcomes) {
+  double end_s = 0;
+  size_t complete = 0;
+  for (const Outcome& outcome : outcomes) {
+    if (!outcome.complete()) continue;
+    ++complete;
+    end_s = std::max(end_s, outcome.end_s);
+  }
+  return complete == 0 ? 0 : static_cast<double>(complete) / (end_s - outcomes.front().due_s);
+}
+
 double Goodput(const std::map<double, double>& attainment_by_rate, double share) {
   double last_rate = 0, last = 1;
   for (const auto& [rate, attainment] : attainment_by_rate) {

@@ -26,6 +26,9 @@ double Attainment(std::span<const Outcome> outcomes, const Slo& slo, double scal
 double TightestScale(std::span<const Outcome> outcomes, const Slo& slo,
                      double share = kGoodAttainment);
 
+/// Completed requests by the time from the first's arrival to the last's end. REQUIRES: not empty.
+double ServedRate(std::span<const Outcome> outcomes);
+
 /// The rate at which attainment falls to `share`, interpolated between the first measured rate
 /// below it and the one before; the highest rate measured when none is below, 0 when all are.
 double Goodput(const std::map<double, double>& attainment_by_rate, double share = kGoodAttainment);

@@ -1,0 +1,267 @@
+// `./dev bench overload`: what becomes of goodput, memory and latency when five times as many
+// requests arrive as can be served, how quickly and with which advice the others are refused, how
+// soon all is well again; and what a tenant that floods does to another.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/strings/str_cat.h"
+#include "tests/bench/goodput/attainment.h"
+#include "tests/bench/goodput/systems.h"
+#include "tests/bench/goodput/workload.h"
+
+ABSL_FLAG(std::string, system, "split", "split or mixed");
+ABSL_FLAG(std::string, workload, "code", "chat, code or summary");
+ABSL_FLAG(std::string, model, TANDEM_SOURCE_DIR "/models/demo-q8_0.gguf", "GGUF file");
+ABSL_FLAG(double, overload, 5, "Times the capacity");
+ABSL_FLAG(double, seconds, 60, "Of overload");
+ABSL_FLAG(double, other_seconds, 15, "Of each other part");
+ABSL_FLAG(double, ttft_slo, 8, "TTFT objective in unloaded TTFTs");
+ABSL_FLAG(double, tpot_slo, 8, "TPOT objective in unloaded TPOTs");
+ABSL_FLAG(std::vector<std::string>, worker_flags, {}, "Further flags of the workers");
+ABSL_FLAG(std::vector<std::string>, router_flags, {}, "Further flags of the router");
+ABSL_FLAG(std::string, json, "", "Write the figures there");
+
+namespace tandem::bench {
+namespace {
+
+using nlohmann::json;
+
+/// The largest resident memory while the object is.
+class MemoryWatch {
+ public:
+  explicit MemoryWatch(const System& system) : system_(system) {
+    thread_ = std::thread([this] {
+      while (!done_) {
+        most_ = std::max(most_.load(), system_.ResidentBytes());
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      }
+    });
+  }
+  ~MemoryWatch() {
+    done_ = true;
+    thread_.join();
+  }
+  uint64_t most_bytes() const { return most_; }
+
+ private:
+  const System& system_;
+  std::atomic<uint64_t> most_{0};
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+class Overload {
+ public:
+  Overload() {
+    for (const Workload& each : Workloads()) {
+      if (each.name == absl::GetFlag(FLAGS_workload)) workload_ = each;
+    }
+    if (workload_.name.empty()) Die("--workload: there are chat, code and summary");
+    options_ = {.model = absl::GetFlag(FLAGS_model),
+                .worker_flags = absl::GetFlag(FLAGS_worker_flags),
+                .router_flags = {"--tenants", "steady,flood", "--max-requests", "64"}};
+    const Outcome alone = MeasureAlone(*StartSystem(absl::GetFlag(FLAGS_system), options_));
+    slo_ = {.ttft_s = absl::GetFlag(FLAGS_ttft_slo) * alone.ttft_s(),
+            .tpot_s = absl::GetFlag(FLAGS_tpot_slo) * alone.tpot_s()};
+    options_.ttft_slo_s = slo_.ttft_s;
+    options_.tpot_slo_s = slo_.tpot_s;
+    for (const auto& flag : absl::GetFlag(FLAGS_router_flags))
+      options_.router_flags.push_back(flag);
+    system_ = StartSystem(absl::GetFlag(FLAGS_system), options_);
+    MeasureAlone(*system_);
+    std::printf("objectives: TTFT %.0f ms, TPOT %.2f ms\n", 1e3 * slo_.ttft_s, 1e3 * slo_.tpot_s);
+  }
+
+  json Run() {
+    const double other_s = absl::GetFlag(FLAGS_other_seconds);
+    const double capacity = MeasureCapacity();
+    std::printf("capacity: %.2f requests a second\n", capacity);
+    json out = {{"capacity_per_s", capacity}};
+
+    const auto before = Send({{"steady", 0.4 * capacity}}, other_s);
+    double peak = 0;
+    for (const double share : {0.6, 0.8, 1.0}) {
+      const double goodput = GoodPerSecond(Send({{"steady", share * capacity}}, other_s), other_s);
+      std::printf("at %.1f of it: %.2f a second within their objectives\n", share, goodput);
+      peak = std::max(peak, goodput);
+    }
+
+    const double calm_bytes = static_cast<double>(system_->ResidentBytes());
+    const double seconds = absl::GetFlag(FLAGS_seconds);
+    std::vector<Outcome> overloaded;
+    {
+      const MemoryWatch memory(*system_);
+      overloaded = Send({{"steady", absl::GetFlag(FLAGS_overload) * capacity}}, seconds);
+      out["memory_growth"] = static_cast<double>(memory.most_bytes()) / calm_bytes;
+    }
+    const auto after = Send({{"steady", 0.4 * capacity}}, other_s + kCalmAfterS);
+
+    out["goodput_of_peak"] = GoodPerSecond(overloaded, seconds) / peak;
+    std::printf(
+        "overload, %.0f times for %.0f s: %.2f a second within their objectives, %.0f %% of "
+        "the peak; memory %.2f times that before\n",
+        absl::GetFlag(FLAGS_overload), seconds, GoodPerSecond(overloaded, seconds),
+        100 * out["goodput_of_peak"].get<double>(), out["memory_growth"].get<double>());
+    ReportRefusals(overloaded, out);
+    const double p50 = Ttft(before, 0.5, 0), late = Ttft(after, 0.5, kCalmAfterS);
+    const double p90 = Ttft(before, 0.9, 0), late90 = Ttft(after, 0.9, kCalmAfterS);
+    out["ttft_after"] = {{"p50", late / p50}, {"p90", late90 / p90}};
+    std::printf("from %.0f s after: TTFT p50 %.0f ms (before %.0f), p90 %.0f ms (before %.0f)\n",
+                kCalmAfterS, 1e3 * late, 1e3 * p50, 1e3 * late90, 1e3 * p90);
+    ReportFlood(capacity, out);
+    return out;
+  }
+
+ private:
+  static constexpr double kCalmAfterS = 5;
+
+  [[noreturn]] static void Die(const std::string& why) {
+    std::fprintf(stderr, "bench_overload: %s\n", why.c_str());
+    std::exit(1);
+  }
+
+  /// The median request, by its TTFT, of some that run alone.
+  Outcome MeasureAlone(System& system) {
+    std::vector<Outcome> outcomes;
+    for (uint32_t i = 0; i < 7; ++i) {
+      const Arrival arrival{
+          .prompt = RandomPrompt(static_cast<uint32_t>(workload_.prompt_tokens), 5000 + i),
+          .output_tokens = static_cast<uint32_t>(workload_.output_tokens),
+          .tenant = "steady"};
+      outcomes.push_back(system.client().Run({&arrival, 1}, 1)[0]);
+      if (!outcomes.back().complete()) Die("a lone request failed: " + outcomes.back().error);
+    }
+    std::sort(outcomes.begin(), outcomes.end(),
+              [](const auto& a, const auto& b) { return a.ttft_s() < b.ttft_s(); });
+    return outcomes[outcomes.size() / 2];
+  }
+
+  /// Requests of each tenant at its rate, for so long.
+  std::vector<Outcome> Send(const std::vector<std::pair<std::string, double>>& tenants,
+                            double seconds) {
+    std::vector<Arrival> all;
+    for (const auto& [tenant, rate] : tenants) {
+      std::vector<Arrival> trace = MakeTrace(
+          workload_,
+          {.requests = static_cast<uint32_t>(std::ceil(rate * seconds)), .seed = ++seed_});
+      for (Arrival& arrival : trace) {
+        arrival.at_s /= rate;
+        arrival.tenant = tenant;
+        all.push_back(std::move(arrival));
+      }
+    }
+    std::sort(all.begin(), all.end(),
+              [](const Arrival& a, const Arrival& b) { return a.at_s < b.at_s; });
+    tenants_.clear();
+    for (const Arrival& arrival : all) tenants_.push_back(arrival.tenant);
+    return system_->client().Run(all, 1);
+  }
+
+  /// As many as can be in flight at once, again and again, count as full.
+  double MeasureCapacity() {
+    std::vector<Arrival> trace = MakeTrace(workload_, {.requests = 48, .seed = ++seed_});
+    for (Arrival& arrival : trace) {
+      arrival.at_s = 0;
+      arrival.tenant = "steady";
+    }
+    const std::vector<Outcome> outcomes = system_->client().Run(trace, 1);
+    double end_s = 0;
+    size_t done = 0;
+    for (const Outcome& outcome : outcomes) {
+      if (!outcome.complete()) continue;
+      ++done;
+      end_s = std::max(end_s, outcome.end_s);
+    }
+    if (done == 0) Die("none of 48 requests at once succeeded: " + outcomes[0].error);
+    return static_cast<double>(done) / end_s;
+  }
+
+  double GoodPerSecond(const std::vector<Outcome>& outcomes, double seconds) const {
+    return Attainment(outcomes, slo_) * static_cast<double>(outcomes.size()) / seconds;
+  }
+
+  /// Of the completed requests due after `from_s`.
+  static double Ttft(const std::vector<Outcome>& outcomes, double share, double from_s) {
+    std::vector<double> ttft;
+    for (const Outcome& outcome : outcomes) {
+      if (outcome.complete() && outcome.due_s >= from_s) ttft.push_back(outcome.ttft_s());
+    }
+    return ttft.empty() ? HUGE_VAL : Quantile(ttft, share);
+  }
+
+  void ReportRefusals(const std::vector<Outcome>& outcomes, json& out) const {
+    std::vector<double> took, delays;
+    size_t complete = 0, other = 0;
+    std::string error;
+    for (const Outcome& outcome : outcomes) {
+      if (outcome.refused) {
+        took.push_back(outcome.end_s - outcome.due_s);
+        delays.push_back(outcome.retry_after_s);
+      } else if (outcome.complete()) {
+        ++complete;
+      } else {
+        ++other;
+        error = outcome.error;
+      }
+    }
+    std::printf("of %zu: %zu served, %zu refused, %zu failed otherwise%s%s\n", outcomes.size(),
+                complete, took.size(), other, other > 0 ? ", the last: " : "", error.c_str());
+    out["requests"] = {{"served", complete}, {"refused", took.size()}, {"failed", other}};
+    if (took.empty()) return;
+    out["refusal_s"] = {{"p50", Quantile(took, 0.5)}, {"p99", Quantile(took, 0.99)}};
+    out["retry_after_s"] = {{"least", Quantile(delays, 0)}, {"most", Quantile(delays, 1)}};
+    std::printf("refusals: p50 %.2f ms, p99 %.2f ms; told to come back after %.2f to %.2f s\n",
+                1e3 * Quantile(took, 0.5), 1e3 * Quantile(took, 0.99), Quantile(delays, 0),
+                Quantile(delays, 1));
+  }
+
+  void ReportFlood(double capacity, json& out) {
+    const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds);
+    const double steady = 0.3 * capacity;
+    const auto alone = Send({{"steady", steady}}, seconds);
+    const auto both =
+        Send({{"steady", steady}, {"flood", absl::GetFlag(FLAGS_overload) * capacity}}, seconds);
+    std::vector<Outcome> own;
+    for (size_t i = 0; i < both.size(); ++i) {
+      if (tenants_[i] == "steady") own.push_back(both[i]);
+    }
+    const auto refused =
+        std::count_if(own.begin(), own.end(), [](const Outcome& each) { return !each.complete(); });
+    for (const double share : {0.5, 0.9, 0.99}) {
+      const double before = Ttft(alone, share, 0), with = Ttft(own, share, 0);
+      out["flood"][absl::StrCat("p", 100 * share)] = with / before;
+      std::printf("another tenant floods: TTFT p%.0f %.0f ms, alone %.0f: %.2f times\n",
+                  100 * share, 1e3 * with, 1e3 * before, with / before);
+    }
+    out["flood"]["not_served"] = refused;
+    std::printf("%zu of the steady tenant's %zu requests were not served\n",
+                static_cast<size_t>(refused), own.size());
+  }
+
+  Workload workload_;
+  SystemOptions options_;
+  Slo slo_;
+  std::unique_ptr<System> system_;
+  std::vector<std::string> tenants_;  // of the last Send's requests
+  uint32_t seed_ = 0;
+};
+
+}  // namespace
+}  // namespace tandem::bench
+
+int main(int argc, char** argv) {
+  absl::ParseCommandLine(argc, argv);
+  const nlohmann::json out = tandem::bench::Overload().Run();
+  if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
+    std::ofstream(path) << out.dump(1) << "\n";
+  }
+  return 0;
+}
