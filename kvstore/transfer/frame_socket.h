@@ -76,6 +76,11 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
   bool lost() const { return lost_; }
   /// Bytes received since the connection was made.
   uint64_t bytes_read() const { return bytes_read_; }
+  /// Bytes that have arrived and were not read yet.
+  size_t available() const {
+    boost::system::error_code ignored;
+    return socket_.available(ignored);
+  }
   SendState send_state() { return ReadSendState(socket_.native_handle()); }
   /// The peer's address and port, for messages.
   const std::string& peer() const { return peer_; }

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace tandem::kvstore {
 
@@ -17,6 +18,8 @@ SendState ReadSendState(int socket) {
   if (getsockopt(socket, kIpProtoTcp, TCP_INFO, &info, &size) == 0 &&
       size >= offsetof(tcp_info, tcpi_delivery_rate) + sizeof(info.tcpi_delivery_rate)) {
     state.bytes_per_s = static_cast<double>(info.tcpi_delivery_rate);
+    constexpr uint32_t kUnknown = ~uint32_t{0};
+    if (info.tcpi_min_rtt != kUnknown) state.rtt_s = info.tcpi_min_rtt * 1e-6;
   }
   int queued = 0;
   if (ioctl(socket, SIOCOUTQ, &queued) == 0) state.backlog_bytes = queued;

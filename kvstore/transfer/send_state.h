@@ -1,5 +1,5 @@
-// What the kernel knows of a TCP connection's sending direction. Apart, because Linux's own header
-// for it and the C library's exclude each other.
+// What the kernel knows of a TCP connection, mostly of its sending direction. Apart, because
+// Linux's own header for it and the C library's exclude each other.
 #pragma once
 
 namespace tandem::kvstore {
@@ -9,6 +9,8 @@ struct SendState {
   double bytes_per_s = 0;
   /// Written and not yet acknowledged.
   double backlog_bytes = 0;
+  /// The least round-trip time of the last minutes; 0: not measured.
+  double rtt_s = 0;
 };
 
 /// Of a connected TCP socket; all 0 where the kernel does not tell.

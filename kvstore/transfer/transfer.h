@@ -20,6 +20,7 @@
 #include "base/request_context.h"
 #include "kvstore/codec/level.h"
 #include "kvstore/kv_layout.h"
+#include "kvstore/transfer/link_table.h"
 
 namespace tandem::kvstore {
 
@@ -191,6 +192,9 @@ class HandoffClient {
   virtual void Pull(RequestContextPtr context, std::string address, std::string handoff_id,
                     KvSink* sink, PullCallback done) = 0;
   virtual size_t idle_connections() const = 0;
+  /// What the pulls so far have shown: bytes/s while a chunk was arriving (not while it was being
+  /// computed, nor what had arrived before it was waited for), and TCP's least round-trip time.
+  virtual std::vector<LinkEstimate> links() const = 0;
   /// Aborts what runs with UNAVAILABLE, closes every connection, and waits like
   /// HandoffServer::Stop. Pulls that come later fail with UNAVAILABLE.
   virtual void Stop() = 0;
