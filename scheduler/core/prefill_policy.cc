@@ -48,6 +48,7 @@ std::vector<PrefillPiece> PlanPrefillStep(std::span<PromptProgress* const> promp
 
 uint32_t PieceTokens(const PrefillCost& cost, uint64_t first_position, double budget_s,
                      uint32_t min_tokens, uint32_t max_tokens) {
+  if (!std::isfinite(budget_s)) return budget_s > 0 ? max_tokens : std::min(min_tokens, max_tokens);
   // base + n (per_token + position × per_position) + n (n − 1) / 2 × per_position = budget
   const double a = cost.per_position_s / 2;
   const double b =

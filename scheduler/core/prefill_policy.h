@@ -40,7 +40,8 @@ std::vector<PrefillPiece> PlanPrefillStep(std::span<PromptProgress* const> promp
                                           uint32_t step_tokens, uint64_t overtake_tokens);
 
 /// The most tokens from `first_position` on that a step of `budget_s` seconds can compute; never
-/// less than `min_tokens`, so that prefill always makes progress, nor more than `max_tokens`.
+/// less than `min_tokens`, so that prefill always makes progress, nor more than `max_tokens`. An
+/// infinite budget: `max_tokens`.
 uint32_t PieceTokens(const PrefillCost& cost, uint64_t first_position, double budget_s,
                      uint32_t min_tokens, uint32_t max_tokens);
 
