@@ -46,6 +46,8 @@ std::string PhaseName(v1::Phase phase) {
       return "decode";
     case v1::PHASE_STORE:
       return "store";
+    case v1::PHASE_MIXED:
+      return "mixed";
     default:
       return "?";
   }
@@ -54,12 +56,21 @@ std::string PhaseName(v1::Phase phase) {
 Row WorkerRow(const v1::WorkerState& worker) {
   const v1::WorkerInfo& info = worker.info();
   const v1::WorkerLoad& load = worker.load();
+  // A worker that has not reported yet is what it said it was.
+  std::string phase =
+      PhaseName(load.phase() == v1::PHASE_UNSPECIFIED ? info.phase() : load.phase());
+  if (load.changing_to() != v1::PHASE_UNSPECIFIED) {
+    absl::StrAppend(&phase, " → ", PhaseName(load.changing_to()));
+  }
+  const uint64_t capacity =
+      load.prefill().kv_capacity_tokens() + load.decode().kv_capacity_tokens();
   return {info.name(),
-          PhaseName(info.phase()),
+          phase,
           load.draining() ? "draining" : "ready",
           absl::StrCat(load.running()),
           absl::StrCat(load.waiting()),
-          absl::StrFormat("%d/%d", load.kv_used_tokens(), info.kv_capacity_tokens()),
+          absl::StrFormat("%d/%d", load.kv_used_tokens(),
+                          capacity == 0 ? info.kv_capacity_tokens() : capacity),
           absl::StrFormat("%.1f", load.tokens_per_s()),
           absl::StrCat(worker.chunks()),
           absl::StrFormat("%.1f s ago", worker.report_age_s()),

@@ -19,11 +19,11 @@
 namespace tandem::server {
 
 enum class Role { kAll, kRouter, kWorker, kStore };
-enum class Phase { kPrefill, kDecode };
+enum class Phase { kPrefill, kDecode, kMixed };
 
 /// "all", "router", "worker", "store".
 std::string_view RoleName(Role role);
-/// "prefill", "decode".
+/// "prefill", "decode", "mixed".
 std::string_view PhaseName(Phase phase);
 
 /// Member initialisers are the defaults. Meaning, units and bounds: `tandemd --help` or
@@ -38,6 +38,7 @@ struct Config {
   std::string log_format = "text";
   absl::Duration drain_timeout = absl::Seconds(30);
   std::string port_file;
+  absl::Duration tpot_objective = absl::Milliseconds(100);
 
   // Router.
   std::string listen = "127.0.0.1:8470";
@@ -51,6 +52,8 @@ struct Config {
 
   // Worker.
   std::optional<Phase> phase;
+  bool phase_pinned = false;
+  bool prefill_on_decode = true;
   std::string name;
   std::vector<std::string> routers;
   std::string worker_listen = "127.0.0.1:0";
@@ -68,6 +71,9 @@ struct Config {
   std::vector<int32_t> cpus;
   int32_t gpu_layers = -1;
   uint32_t max_queued = 256;
+  uint32_t prefill_overtake_tokens = 1024;
+  uint32_t decode_kv_tokens = 0;
+  uint64_t parked_bytes = 256 << 20;
   uint64_t handoff_buffer_bytes = 1 << 30;
   absl::Duration handoff_lease = absl::Seconds(30);
   absl::Duration report_interval = absl::Milliseconds(250);

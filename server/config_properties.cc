@@ -18,7 +18,7 @@ constexpr int64_t kMs = 1'000'000;  // nanoseconds
 constexpr uint64_t kSecond = 1'000'000'000, kMinute = 60 * kSecond, kHour = 60 * kMinute;
 
 const std::vector<const char*> kRoles = {"all", "router", "worker", "store"};
-const std::vector<const char*> kPhases = {"prefill", "decode"};
+const std::vector<const char*> kPhases = {"prefill", "decode", "mixed"};
 const std::vector<const char*> kCacheTypes = {"f32",  "f16",  "bf16", "q8_0",  "q5_1",
                                               "q5_0", "q4_1", "q4_0", "iq4_nl"};
 
@@ -59,6 +59,11 @@ std::vector<Property> EveryRole() {
        "A file to which the bound ports are written as JSON once the process is ready; for scripts "
        "that use port 0. Empty: none.",
        TextKind::kPath},
+      {"tpot_objective", kUsers, &Config::tpot_objective,
+       "The time per output token, after the first, that is aimed at. Workers keep their steps, "
+       "and "
+       "the pieces of prompts between them, short enough for it.",
+       TextKind::kAny, kMinute, kMs},
   };
 }
 
@@ -95,8 +100,15 @@ std::vector<Property> WorkerPhase() {
   constexpr Users kUsers = Users::kWorker;
   return {
       {"phase", kUsers, &Config::phase,
-       "What the worker does. Required for `role: worker`; with `role: all` there is one of each.",
+       "What the worker begins with. `mixed`: both, taking turns. Required for `role: worker`; "
+       "with "
+       "`role: all` there is one for prefill and one for decode.",
        TextKind::kWord, 0, 0, kPhases},
+      {"phase_pinned", kUsers, &Config::phase_pinned,
+       "Keep that phase, whatever an operator or the planner assigns."},
+      {"prefill_on_decode", kUsers, &Config::prefill_on_decode,
+       "A decode worker can compute prompts too, between its steps, when that is the quickest way. "
+       "Its prefill engine takes memory."},
   };
 }
 
@@ -142,6 +154,19 @@ std::vector<Property> WorkerLimits() {
       {"max_queued", kUsers, &Config::max_queued,
        "Requests that may wait; more are refused with RESOURCE_EXHAUSTED.", TextKind::kAny,
        1'000'000, 1},
+      {"prefill_overtake_tokens", kUsers, &Config::prefill_overtake_tokens,
+       "How many tokens of shorter prompts may be computed before a longer one that came first. 0: "
+       "strictly first come, first served.",
+       TextKind::kAny, 1 << 20, 0},
+      {"decode_kv_tokens", kUsers, &Config::decode_kv_tokens,
+       "Tokens of KV for all sequences that are generated at once. When they need more, the "
+       "youngest "
+       "are parked until there is room. 0: decode_sequences × context_tokens.",
+       TextKind::kAny, 1 << 30, 0},
+      {"parked_bytes", kUsers, &Config::parked_bytes,
+       "Memory for the KV of parked sequences; more goes to the cache's memory and disk "
+       "(`kv_memory_bytes`).",
+       TextKind::kAny, 16 * kTiB, 0},
       {"handoff_buffer_bytes", kUsers, &Config::handoff_buffer_bytes,
        "Computed KV that may wait to be fetched. When it is full, no further prompt is begun.",
        TextKind::kAny, 16 * kTiB, static_cast<int64_t>(kMiB)},

@@ -51,7 +51,7 @@ absl::Status ValidateRole(const Config& config) {
   if (config.role != Role::kWorker && !store) return absl::OkStatus();
   if (!config.phase && !store) {
     return absl::InvalidArgumentError(
-        "phase is not set; role 'worker' needs it: one of prefill, decode");
+        "phase is not set; role 'worker' needs it: one of prefill, decode, mixed");
   }
   if (config.routers.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -68,6 +68,11 @@ absl::Status ValidateSizes(const Config& config) {
     return absl::InvalidArgumentError(absl::StrCat("chunk_tokens is ", config.chunk_tokens,
                                                    ", more than context_tokens, which is ",
                                                    config.context_tokens));
+  }
+  if (config.decode_kv_tokens != 0 && config.decode_kv_tokens < config.context_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "decode_kv_tokens is ", config.decode_kv_tokens, ", less than context_tokens, which is ",
+        config.context_tokens, ": a sequence alone must fit"));
   }
   if (config.step_tokens < config.decode_sequences) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -28,12 +28,11 @@ uint32_t ContextTokens(const Config& config, const workers::Model& model) {
   return std::min(model.training_context_tokens(), kDefaultContextTokens);
 }
 
-workers::EngineOptions EngineOptionsFor(const Config& config, Phase phase,
+workers::EngineOptions EngineOptionsFor(const Config& config, workers::EngineOptions::Use use,
                                         const workers::Model& model) {
-  const bool prefill = phase == Phase::kPrefill;
+  const bool prefill = use == workers::EngineOptions::Use::kPrefill;
   workers::EngineOptions options;
-  options.use =
-      prefill ? workers::EngineOptions::Use::kPrefill : workers::EngineOptions::Use::kDecode;
+  options.use = use;
   options.context_tokens = ContextTokens(config, model);
   options.max_sequences = config.decode_sequences;
   if (prefill) {
@@ -142,8 +141,9 @@ absl::Status Daemon::StartParts() {
 }
 
 absl::Status Daemon::StartStore() {
-  // A decode worker computes no prompts: it has nothing to keep.
-  const bool decode_only = config_.role == Role::kWorker && *config_.phase == Phase::kDecode;
+  // A worker that will never compute a prompt has nothing to keep.
+  const bool decode_only = config_.role == Role::kWorker && *config_.phase == Phase::kDecode &&
+                           config_.phase_pinned && !config_.prefill_on_decode;
   if (config_.kv_memory_bytes == 0 || decode_only) return absl::OkStatus();
   ASSIGN_OR_RETURN(kvstore::StoreOptions options, StoreOptionsFor(config_));
   ASSIGN_OR_RETURN(store_, kvstore::Store::Open(std::move(options)));
@@ -169,8 +169,14 @@ absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& ro
                                  const std::shared_ptr<prometheus::Registry>& registry) {
   workers::WorkerOptions options;
   options.name = WorkerName(config_, phase);
-  options.phase = phase == Phase::kPrefill ? v1::PHASE_PREFILL : v1::PHASE_DECODE;
-  options.engine = EngineOptionsFor(config_, phase, *model);
+  options.phase = phase == Phase::kPrefill  ? v1::PHASE_PREFILL
+                  : phase == Phase::kDecode ? v1::PHASE_DECODE
+                                            : v1::PHASE_MIXED;
+  options.phase_pinned = config_.phase_pinned;
+  options.prefill_on_decode = config_.prefill_on_decode;
+  using Use = workers::EngineOptions::Use;
+  options.prefill_engine = EngineOptionsFor(config_, Use::kPrefill, *model);
+  options.decode_engine = EngineOptionsFor(config_, Use::kDecode, *model);
   options.cpus = config_.cpus;
   // In one process the two workers need no more than loopback, on ports of their own.
   const bool loopback = config_.role == Role::kAll;
@@ -186,8 +192,13 @@ absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& ro
   options.handoff_buffer_bytes = config_.handoff_buffer_bytes;
   options.handoff_lease = config_.handoff_lease;
   options.report_interval = config_.report_interval;
+  options.tpot_objective = config_.tpot_objective;
   options.prefill_sequences = config_.prefill_sequences;
-  if (phase == Phase::kPrefill) options.store = store_.get();
+  options.prefill_overtake_tokens = config_.prefill_overtake_tokens;
+  options.decode_kv_tokens = config_.decode_kv_tokens;
+  options.parked_bytes = config_.parked_bytes;
+  options.store = store_.get();
+  options.shares_store = !workers_.empty();
   ASSIGN_OR_RETURN(options.profile, LoadProfile(config_));
   if (config_.kv_floor != "auto") {
     ASSIGN_OR_RETURN(options.kv_floor, kvstore::codec::ParseLevel(config_.kv_floor));

@@ -49,11 +49,13 @@ struct ClusterClient::Router {
 
 ClusterClient::ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
                              std::function<v1::WorkerLoad()> load, absl::Duration interval,
-                             std::shared_ptr<const kvstore::ChunkJournal> journal)
+                             std::shared_ptr<const kvstore::ChunkJournal> journal,
+                             std::function<void(v1::Phase)> assign_phase)
     : info_(std::move(info)),
       load_(std::move(load)),
       interval_(interval),
-      journal_(std::move(journal)) {
+      journal_(std::move(journal)),
+      assign_phase_(std::move(assign_phase)) {
   for (const std::string& address : routers) {
     auto router = std::make_unique<Router>();
     router->address = address;
@@ -104,6 +106,10 @@ void ClusterClient::Register(Router& router) {
   auto stream = router.stub->Register(&context);
   v1::WorkerReport report;
   *report.mutable_info() = info_;
+  // It may have changed since the last registration.
+  if (const v1::Phase now = load_().phase(); now != v1::PHASE_UNSPECIFIED) {
+    report.mutable_info()->set_phase(now);
+  }
   v1::RegisterResponse accepted;
   if (stream->Write(report) && stream->Read(&accepted)) {
     spdlog::info("registered router={} router_id={}", router.address, accepted.router_id());
@@ -153,6 +159,9 @@ bool ClusterClient::ReportChunks(Router& router, Stream& stream,
 void ClusterClient::Listen(Router& router, Stream& stream) {
   v1::RegisterResponse response;
   while (stream.Read(&response)) {
+    if (response.assign_phase() != v1::PHASE_UNSPECIFIED && assign_phase_) {
+      assign_phase_(response.assign_phase());
+    }
     if (!response.resend_chunks()) continue;
     spdlog::warn("router missed chunk events; it gets them all again router={}", router.address);
     std::lock_guard lock(mutex_);

@@ -8,14 +8,29 @@
 #include "base/status.h"
 
 namespace tandem::workers {
+namespace {
 
-DecodeLoop::DecodeLoop(std::unique_ptr<Engine> engine, kvstore::HandoffClient* client,
-                       WorkerMetrics* metrics, Options options)
-    : engine_(std::move(engine)), client_(client), metrics_(metrics), options_(options) {
+// How long a loop that runs nothing sleeps before it looks at cancellations and deadlines again.
+constexpr std::chrono::milliseconds kBlockedWait{20};
+
+}  // namespace
+
+DecodeLoop::DecodeLoop(std::unique_ptr<Engine> engine, const Parts& parts, Options options)
+    : engine_(std::move(engine)), parts_(parts), options_(options) {
+  alarm_->loop = this;
   thread_ = std::thread([this] { Run(); });
 }
 
-DecodeLoop::~DecodeLoop() { Stop(); }
+DecodeLoop::~DecodeLoop() {
+  Stop();
+  std::lock_guard lock(alarm_->mutex);
+  alarm_->loop = nullptr;
+}
+
+void DecodeLoop::Wake() {
+  news_ = true;
+  wake_.notify_one();
+}
 
 absl::Status DecodeLoop::Submit(DecodeJob job) {
   const uint64_t last_position = job.prompt_tokens.size() + job.max_tokens;
@@ -26,61 +41,86 @@ absl::Status DecodeLoop::Submit(DecodeJob job) {
         " do not fit this worker's context of ", engine_->options().context_tokens));
   }
   auto sequence = std::make_unique<Sequence>();
+  sequence->arrival_s = clock_.seconds();
   sequence->job = std::move(job);
-  sequence->job.context->OnCancel([this] {
-    std::lock_guard lock(mutex_);
-    wake_.notify_one();
+  sequence->job.context->OnCancel([alarm = alarm_] {
+    std::lock_guard alarm_lock(alarm->mutex);
+    if (alarm->loop == nullptr) return;
+    std::lock_guard lock(alarm->loop->mutex_);
+    alarm->loop->Wake();
   });
   std::lock_guard lock(mutex_);
   if (stopping_) return absl::UnavailableError("the worker is shutting down");
+  sequence->stays = !sequence->job.can_move || moved_away_.contains(sequence->job.handoff_id);
   if (waiting_.size() >= options_.max_queued) {
-    metrics_->Rejected("queue_full");
+    parts_.metrics->Rejected("queue_full");
     return absl::ResourceExhaustedError(absl::StrCat("the decode queue is full: ", waiting_.size(),
                                                      " requests wait, max_queued is ",
                                                      options_.max_queued));
   }
   waiting_.push_back(std::move(sequence));
   ++unfinished_;
-  wake_.notify_one();
+  Wake();
   return absl::OkStatus();
 }
 
 LoopLoad DecodeLoop::load() const {
   std::lock_guard lock(mutex_);
-  return {.running = running_count_,
-          .waiting = static_cast<uint32_t>(waiting_.size() + arrived_.size()) + pulling_,
-          .waiting_tokens = 0,
-          .kv_used_tokens = running_tokens_ + pulling_tokens_,
-          .handoff_held_bytes = 0,
-          .tokens_per_s = rate_.PerSecond(std::chrono::steady_clock::now()),
-          .unfinished = unfinished_};
+  LoopLoad load = published_load_;
+  load.waiting = static_cast<uint32_t>(waiting_.size()) + coming_;
+  load.kv_used_tokens += coming_tokens_;
+  load.kv_expected_tokens += coming_expected_;
+  load.kv_capacity_tokens = Room().kv_capacity_tokens;
+  load.max_sequences = engine_->options().max_sequences;
+  load.parked_bytes = parts_.lot->bytes();
+  load.tokens_per_s = rate_.PerSecond(std::chrono::steady_clock::now());
+  load.unfinished = unfinished_;
+  return load;
+}
+
+void DecodeLoop::Leave(std::string why) {
+  std::lock_guard lock(mutex_);
+  leaving_ = std::move(why);
+  Wake();
+}
+
+void DecodeLoop::Stay() {
+  std::lock_guard lock(mutex_);
+  leaving_.clear();
 }
 
 void DecodeLoop::Stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
-    wake_.notify_one();
+    Wake();
   }
   if (thread_.joinable()) thread_.join();
 }
 
 void DecodeLoop::Run() {
   while (WaitForWork()) {
+    DropDead();
+    GiveBackWaiting();
+    BringBack();
     AdmitWaiting();
     JoinArrived();
-    DropCancelled();
+    MoveAway();
+    ParkForRoom();
     CompactSlots();
     if (!running_.empty()) ComputeStep();
   }
+  parts_.gate->SetDecoding(0, 0);
   const absl::Status down = absl::UnavailableError("the worker is shutting down");
   for (size_t slot = 0; slot < running_.size(); ++slot) {
     if (running_[slot] != nullptr) EndRunning(slot, down);
   }
+  for (SequencePtr& sequence : parked_) Fail(*sequence, down);
+  parked_.clear();
   std::vector<SequencePtr> rest;
   {
     std::unique_lock lock(mutex_);
-    wake_.wait(lock, [this] { return pulling_ == 0; });
+    wake_.wait(lock, [this] { return arrived_.size() == coming_; });
     for (auto& sequence : waiting_) rest.push_back(std::move(sequence));
     for (auto& sequence : arrived_) rest.push_back(std::move(sequence));
     waiting_.clear();
@@ -90,70 +130,51 @@ void DecodeLoop::Run() {
 }
 
 bool DecodeLoop::WaitForWork() {
+  uint32_t running = 0;
+  uint64_t used = 0, expected = 0;
+  for (const SequencePtr& sequence : running_) {
+    if (sequence == nullptr) continue;
+    ++running;
+    used += sequence->kv_tokens();
+    expected += ExpectedTokens(*sequence);
+  }
+  if (running == 0) parts_.gate->SetDecoding(0, 0);
   std::unique_lock lock(mutex_);
-  running_count_ = 0;
-  running_tokens_ = 0;
-  for (size_t slot = 0; slot < running_.size(); ++slot) {
-    if (running_[slot] == nullptr) continue;
-    ++running_count_;
-    running_tokens_ += engine_->Length(static_cast<int32_t>(slot));
-  }
-  if (running_count_ == 0) {
+  published_load_.running = running;
+  published_load_.kv_used_tokens = used;
+  published_load_.kv_expected_tokens = expected;
+  published_load_.parked = static_cast<uint32_t>(parked_.size());
+  if (running == 0) {
     stepped_last_ = false;
-    wake_.wait(lock, [this] {
-      const bool can_admit = !waiting_.empty() && pulling_ < engine_->options().max_sequences;
-      return stopping_ || !arrived_.empty() || can_admit;
-    });
+    const auto woken = [this] { return news_ || stopping_; };
+    if (waiting_.empty() && parked_.empty()) {
+      wake_.wait(lock, woken);
+    } else {
+      wake_.wait_for(lock, kBlockedWait, woken);  // they may have deadlines
+    }
   }
+  news_ = false;
   return !stopping_;
 }
 
-void DecodeLoop::AdmitWaiting() {
-  while (true) {
-    SequencePtr next;
-    absl::Status dead;
-    {
-      std::lock_guard lock(mutex_);
-      const bool room =
-          running_count_ + arrived_.size() + pulling_ < engine_->options().max_sequences;
-      for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
-        dead = (*it)->job.context->Check();
-        if (dead.ok() && !room) continue;
-        next = std::move(*it);
-        waiting_.erase(it);
-        break;
-      }
-      if (next == nullptr) return;
-      if (dead.ok()) {
-        ++pulling_;
-        pulling_tokens_ += next->job.prompt_tokens.size();
-      }
-    }
-    if (dead.ok()) {
-      StartPull(std::move(next));
-    } else {
-      Fail(*next, dead);
-    }
+void DecodeLoop::DropDead() {
+  for (size_t slot = 0; slot < running_.size(); ++slot) {
+    if (running_[slot] == nullptr) continue;
+    absl::Status dead = running_[slot]->job.context->Check();
+    if (!dead.ok()) EndRunning(slot, std::move(dead));
   }
-}
-
-void DecodeLoop::StartPull(SequencePtr owned) {
-  Sequence* sequence = owned.release();  // the callback takes it back; it runs exactly once
-  const auto n = static_cast<uint32_t>(sequence->job.prompt_tokens.size());
-  sequence->times.queue_s = sequence->since_queued.seconds();
-  metrics_->DecodeQueued(sequence->times.queue_s);
-  sequence->kv = engine_->NewSink(n);
-  sequence->since_pull = Stopwatch();
-  client_->Pull(sequence->job.context, sequence->job.data_address, sequence->job.handoff_id,
-                sequence->kv.get(),
-                [this, sequence, n](absl::StatusOr<kvstore::HandoffClient::Result> result) {
-                  sequence->pulled = std::move(result);
-                  std::lock_guard lock(mutex_);
-                  arrived_.emplace_back(sequence);
-                  --pulling_;
-                  pulling_tokens_ -= n;
-                  wake_.notify_one();
-                });
+  std::vector<SequencePtr> dead;
+  const auto take_dead = [&dead](SequencePtr& sequence) {
+    if (sequence->job.context->Check().ok()) return false;
+    dead.push_back(std::move(sequence));
+    return true;
+  };
+  std::erase_if(parked_, take_dead);
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(waiting_, take_dead);
+  }
+  for (const SequencePtr& sequence : dead) Fail(*sequence, sequence->job.context->Check());
 }
 
 void DecodeLoop::JoinArrived() {
@@ -161,28 +182,49 @@ void DecodeLoop::JoinArrived() {
   {
     std::lock_guard lock(mutex_);
     arrived.swap(arrived_);
-    running_count_ += static_cast<uint32_t>(arrived.size());  // keeps their places
   }
   for (SequencePtr& sequence : arrived) {
-    auto hole = std::find(running_.begin(), running_.end(), nullptr);
-    if (hole == running_.end()) hole = running_.insert(running_.end(), nullptr);
-    const auto slot = static_cast<int32_t>(hole - running_.begin());
-    if (absl::Status joined = Join(*sequence, slot); !joined.ok()) {
-      engine_->Free(slot);
-      Fail(*sequence, joined);
-    } else if (TakeToken(*sequence, sequence->pulled->end.first_token)) {
-      *hole = std::move(sequence);
-    } else {
-      engine_->Free(slot);
-    }
+    const bool has_place = sequence->has_place;
+    const uint64_t tokens = sequence->kv_tokens(), expected = sequence->expected_tokens;
+    Take(std::move(sequence));
+    std::lock_guard lock(mutex_);
+    --coming_;
+    coming_tokens_ -= tokens;
+    if (!has_place) continue;
+    --coming_places_;
+    coming_expected_ -= expected;
   }
 }
 
-absl::Status DecodeLoop::Join(Sequence& sequence, int32_t slot) {
+void DecodeLoop::Take(SequencePtr owned) {
+  Sequence& sequence = *owned;
+  if (absl::Status status = Welcome(sequence); !status.ok()) return Fail(sequence, status);
+  if (sequence.generated == 0 && !TakeToken(sequence, sequence.pulled->end.first_token)) return;
+  if (!sequence.has_place) {
+    auto chunks = engine_->ChunksOf(*sequence.kv, options_.chunk_tokens);
+    return Park(std::move(owned), std::move(chunks));
+  }
+  auto hole = std::find(running_.begin(), running_.end(), nullptr);
+  if (hole == running_.end()) hole = running_.insert(running_.end(), nullptr);
+  const auto slot = static_cast<int32_t>(hole - running_.begin());
+  if (absl::Status status = engine_->Inject(slot, *sequence.kv); !status.ok()) {
+    engine_->Free(slot);
+    return Fail(sequence, status);
+  }
+  sequence.kv.reset();
+  sequence.parked.reset();
+  Log(spdlog::level::debug, *sequence.job.context, "decode joined",
+      "slot={} handoff_s={:.4f} bytes={}", slot, sequence.times.handoff_s,
+      sequence.times.handoff_bytes);
+  *hole = std::move(owned);
+}
+
+absl::Status DecodeLoop::Welcome(Sequence& sequence) {
+  if (sequence.sampler != nullptr) return sequence.returned;
   const DecodeJob& job = sequence.job;
   if (!sequence.pulled.ok()) {
     if (!absl::IsCancelled(sequence.pulled.status())) {
-      metrics_->HandoffFailed(HandoffDirection::kReceive, sequence.pulled.status().code());
+      parts_.metrics->HandoffFailed(HandoffDirection::kReceive, sequence.pulled.status().code());
     }
     return Annotate(sequence.pulled.status(), absl::StrCat("handoff from ", job.data_address));
   }
@@ -191,26 +233,14 @@ absl::Status DecodeLoop::Join(Sequence& sequence, int32_t slot) {
                                             sequence.pulled->end.n_tokens, " of ",
                                             job.prompt_tokens.size(), " tokens"));
   }
-  RETURN_IF_ERROR(engine_->Inject(slot, *sequence.kv));
-  sequence.kv.reset();
   sequence.times.handoff_s = sequence.since_pull.seconds();
   sequence.times.handoff_bytes = sequence.pulled->stats.bytes;
-  metrics_->HandoffReceived(sequence.times.handoff_bytes,
-                            absl::ToDoubleSeconds(sequence.pulled->stats.duration));
+  parts_.metrics->HandoffReceived(sequence.times.handoff_bytes,
+                                  absl::ToDoubleSeconds(sequence.pulled->stats.duration));
   sequence.sampler =
       std::make_unique<Sampler>(engine_->shared_model(), job.sampling, job.prompt_tokens);
   sequence.since_joined = Stopwatch();
-  Log(spdlog::level::debug, *job.context, "decode joined", "slot={} handoff_s={:.4f} bytes={}",
-      slot, sequence.times.handoff_s, sequence.times.handoff_bytes);
   return absl::OkStatus();
-}
-
-void DecodeLoop::DropCancelled() {
-  for (size_t slot = 0; slot < running_.size(); ++slot) {
-    if (running_[slot] == nullptr) continue;
-    absl::Status dead = running_[slot]->job.context->Check();
-    if (!dead.ok()) EndRunning(slot, std::move(dead));
-  }
 }
 
 void DecodeLoop::CompactSlots() {
@@ -231,25 +261,37 @@ void DecodeLoop::CompactSlots() {
 
 void DecodeLoop::ComputeStep() {
   std::vector<Engine::StepItem> items;
+  uint64_t context_tokens = 0;
   for (size_t slot = 0; slot < running_.size(); ++slot) {
     const Sequence& sequence = *running_[slot];
-    const auto position = sequence.job.prompt_tokens.size() + sequence.generated - 1;
+    context_tokens += sequence.kv_tokens();
     items.push_back({.sequence = static_cast<int32_t>(slot),
-                     .first_position = static_cast<int32_t>(position),
+                     .first_position = static_cast<int32_t>(sequence.kv_tokens()),
                      .tokens = std::span(&sequence.last_token, 1),
                      .want_logits = true});
   }
-  const Stopwatch step;
+  const auto n = static_cast<uint32_t>(items.size());
+  parts_.gate->SetDecoding(n, parts_.speed->model().decode.StepSeconds(n, context_tokens));
+  const TurnGate::Turn turn = parts_.gate->Enter(TurnGate::Side::kDecode);
   const double idle_s = stepped_last_ ? since_step_.seconds() : 0;
+  const Stopwatch step;
   if (absl::Status computed = engine_->Step(items); !computed.ok()) {
-    spdlog::error("decode step failed sequences={} error=\"{}\"", items.size(),
-                  computed.ToString());
+    spdlog::error("decode step failed sequences={} error=\"{}\"", n, computed.ToString());
     for (size_t slot = 0; slot < running_.size(); ++slot) EndRunning(slot, computed);
     return;
   }
-  metrics_->DecodeStep(static_cast<uint32_t>(items.size()), idle_s + step.seconds());
+  parts_.speed->DecodeStep(n, context_tokens, step.seconds());
+  parts_.metrics->DecodeStep(n, idle_s + step.seconds());
   since_step_ = Stopwatch();
   stepped_last_ = true;
+  SampleAll();
+  parts_.metrics->GeneratedTokens(n);
+  std::lock_guard lock(mutex_);
+  rate_.Add(n, std::chrono::steady_clock::now());
+  ++published_load_.steps;
+}
+
+void DecodeLoop::SampleAll() {
   for (size_t slot = 0; slot < running_.size(); ++slot) {
     Sequence& sequence = *running_[slot];
     const auto position =
@@ -267,9 +309,6 @@ void DecodeLoop::ComputeStep() {
       running_[slot].reset();
     }
   }
-  metrics_->GeneratedTokens(static_cast<uint32_t>(items.size()));
-  std::lock_guard lock(mutex_);
-  rate_.Add(items.size(), std::chrono::steady_clock::now());
 }
 
 bool DecodeLoop::TakeToken(Sequence& sequence, int32_t token) {
@@ -294,14 +333,16 @@ void DecodeLoop::Fail(Sequence& sequence, absl::Status status) {
 
 void DecodeLoop::Finish(Sequence& sequence, DecodeFinish reason) {
   sequence.times.decode_s = sequence.since_joined.seconds();
-  metrics_->DecodeDone(sequence.generated - 1, sequence.times.queue_s + sequence.times.handoff_s,
-                       sequence.times.decode_s);
+  lengths_.Observe(sequence.generated);
+  parts_.metrics->DecodeDone(sequence.generated - 1,
+                             sequence.times.queue_s + sequence.times.handoff_s,
+                             sequence.times.decode_s);
   CountEnded(reason == DecodeFinish::kStop ? "stop" : "length");
   sequence.job.events->Finished(reason, sequence.times);
 }
 
 void DecodeLoop::CountEnded(const char* word) {
-  metrics_->RequestEnded(word);
+  parts_.metrics->RequestEnded(word);
   std::lock_guard lock(mutex_);
   --unfinished_;
 }

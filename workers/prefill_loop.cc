@@ -12,17 +12,22 @@ namespace {
 
 // How long a prompt that waits for room is left before its deadline is looked at again.
 constexpr std::chrono::milliseconds kBlockedWait{20};
+// No piece of a prompt is shorter because sequences are being decoded: shorter ones cost nearly as
+// much, and the prompt would never end.
+constexpr uint32_t kShortestPiece = 32;
 // Shorter steps say little of what a token costs in a long one.
 constexpr uint32_t kMeasuredTokens = 64;
 
 }  // namespace
 
 PrefillLoop::PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer* server,
-                         PrefixCache* cache, WorkerMetrics* metrics, KvMetrics* kv_metrics,
-                         Options options)
+                         PrefixCache* cache, TurnGate* gate, WorkerSpeed* speed,
+                         WorkerMetrics* metrics, KvMetrics* kv_metrics, Options options)
     : engine_(std::move(engine)),
       server_(server),
       cache_(cache),
+      gate_(gate),
+      speed_(speed),
       metrics_(metrics),
       kv_metrics_(kv_metrics),
       options_(options) {
@@ -58,6 +63,7 @@ absl::Status PrefillLoop::Submit(PrefillJob job) {
   });
   std::lock_guard lock(mutex_);
   if (stopping_) return absl::UnavailableError("the worker is shutting down");
+  if (!closed_.empty()) return absl::UnavailableError(closed_);
   if (waiting_.size() >= options_.max_queued) {
     metrics_->Rejected("queue_full");
     return absl::ResourceExhaustedError(absl::StrCat("the prefill queue is full: ", waiting_.size(),
@@ -75,10 +81,31 @@ LoopLoad PrefillLoop::load() const {
   LoopLoad load = published_load_;
   load.waiting = static_cast<uint32_t>(waiting_.size());
   for (const auto& active : waiting_) load.waiting_tokens += active->job.tokens.size();
+  load.tokens_to_compute += load.waiting_tokens;
+  load.kv_capacity_tokens = engine_->options().kv_tokens;
+  load.max_sequences = options_.max_sequences;
   load.unfinished = unfinished_;
-  load.handoff_held_bytes = server_->held_bytes();
   load.tokens_per_s = rate_.PerSecond(std::chrono::steady_clock::now());
   return load;
+}
+
+void PrefillLoop::GiveBackWaiting(std::string_view why) {
+  std::vector<std::unique_ptr<Active>> given_back;
+  {
+    std::lock_guard lock(mutex_);
+    std::erase_if(waiting_, [&](std::unique_ptr<Active>& active) {
+      if (!active->job.can_move) return false;
+      given_back.push_back(std::move(active));
+      return true;
+    });
+  }
+  const absl::Status moved = absl::UnavailableError(absl::StrCat("moved: ", View(why)));
+  for (const auto& active : given_back) EndJob(*active->job.events, moved, 0, "");
+}
+
+void PrefillLoop::SetClosed(std::string why) {
+  std::lock_guard lock(mutex_);
+  closed_ = std::move(why);
 }
 
 void PrefillLoop::Stop() {
@@ -109,8 +136,11 @@ void PrefillLoop::Run() {
 bool PrefillLoop::WaitForWork() {
   std::unique_lock lock(mutex_);
   published_load_.running = static_cast<uint32_t>(computing_.size());
-  published_load_.kv_used_tokens = 0;
-  for (const auto& active : computing_) published_load_.kv_used_tokens += active->computed;
+  published_load_.kv_used_tokens = published_load_.tokens_to_compute = 0;
+  for (const auto& active : computing_) {
+    published_load_.kv_used_tokens += active->computed;
+    published_load_.tokens_to_compute += active->job.tokens.size() - active->computed;
+  }
   if (computing_.empty()) {
     wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
   }
@@ -214,39 +244,31 @@ void PrefillLoop::AwaitProgress() {
 }
 
 void PrefillLoop::ComputeStep() {
-  std::vector<Engine::StepItem> items;
-  std::vector<Active*> owners;
-  uint32_t budget = engine_->options().step_tokens;
+  bool ready = false;
   for (auto it = computing_.begin(); it != computing_.end();) {
     Active& active = **it++;
-    if (budget == 0) break;
     if (absl::Status status = Advance(active); !status.ok()) {
       Fail(active, status);
-      continue;
+    } else {
+      ready = ready || active.may_compute > active.computed;
     }
-    const uint32_t n = std::min(budget, active.may_compute - active.computed);
-    if (n == 0) continue;
-    const std::vector<int32_t>& tokens = active.job.tokens;
-    items.push_back({.sequence = active.sequence,
-                     .first_position = static_cast<int32_t>(active.computed),
-                     .tokens = std::span(tokens).subspan(active.computed, n),
-                     .want_logits = active.computed + n == tokens.size()});
-    owners.push_back(&active);
-    active.in_step = n;
-    budget -= n;
   }
-  if (items.empty()) {
+  if (!ready) {
     if (!computing_.empty()) AwaitProgress();
     return;
   }
+  const TurnGate::Turn turn = gate_->Enter(TurnGate::Side::kPrefill);
+  std::vector<Engine::StepItem> items;
+  std::vector<Active*> owners;
+  const uint32_t n_tokens = PlanStep(items, owners);
   const Stopwatch step;
   const absl::Status computed = engine_->Step(items);
-  const uint32_t n_tokens = engine_->options().step_tokens - budget;
   if (!computed.ok()) {
     spdlog::error("prefill step failed tokens={} error=\"{}\"", n_tokens, computed.ToString());
     for (Active* active : owners) Fail(*active, computed);
     return;
   }
+  speed_->PrefillStep(items, step.seconds());
   metrics_->PrefillStep(n_tokens, step.seconds());
   if (n_tokens >= kMeasuredTokens) {
     const double now = step.seconds() / n_tokens;
@@ -255,6 +277,7 @@ void PrefillLoop::ComputeStep() {
   {
     std::lock_guard lock(mutex_);
     rate_.Add(n_tokens, std::chrono::steady_clock::now());
+    ++published_load_.steps;
   }
   for (size_t i = 0; i < owners.size(); ++i) {
     owners[i]->computed += owners[i]->in_step;
@@ -265,6 +288,41 @@ void PrefillLoop::ComputeStep() {
       Fail(*owners[i], status);
     }
   }
+}
+
+uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector<Active*>& owners) {
+  std::vector<Active*> prompts;
+  std::vector<scheduler::PromptProgress*> progress;
+  uint32_t first_position = 0, n_ready = 0;
+  for (const auto& active : computing_) {
+    if (active->may_compute > active->computed && n_ready++ == 0) {
+      first_position = active->computed;
+    }
+    active->progress.total_tokens = static_cast<uint32_t>(active->job.tokens.size());
+    active->progress.computed_tokens = active->computed;
+    active->progress.may_compute_tokens = active->may_compute;
+    prompts.push_back(active.get());
+    progress.push_back(&active->progress);
+  }
+  const scheduler::LatencyModel model = speed_->model();
+  uint32_t budget = engine_->options().step_tokens;
+  // More tokens than saturate the engine would only delay the first of several prompts.
+  if (n_ready > 1) budget = std::min(budget, model.saturation_tokens);
+  budget = scheduler::PieceTokens(model.prefill, first_position, gate_->PrefillSeconds(),
+                                  std::min(kShortestPiece, budget), budget);
+  uint32_t planned = 0;
+  for (const auto& piece : scheduler::PlanPrefillStep(progress, budget, options_.overtake_tokens)) {
+    Active& active = *prompts[piece.prompt];
+    const std::vector<int32_t>& tokens = active.job.tokens;
+    items.push_back({.sequence = active.sequence,
+                     .first_position = static_cast<int32_t>(active.computed),
+                     .tokens = std::span(tokens).subspan(active.computed, piece.n_tokens),
+                     .want_logits = active.computed + piece.n_tokens == tokens.size()});
+    owners.push_back(&active);
+    active.in_step = piece.n_tokens;
+    planned += piece.n_tokens;
+  }
+  return planned;
 }
 
 void PrefillLoop::FinishPrompt(Active& active, size_t item) {

@@ -20,13 +20,16 @@
 #include "base/clock.h"
 #include "base/request_context.h"
 #include "kvstore/transfer/transfer.h"
+#include "scheduler/core/prefill_policy.h"
 #include "workers/engine/engine.h"
 #include "workers/engine/sampler.h"
 #include "workers/prefix_cache.h"
 #include "workers/rate_meter.h"
 #include "workers/retained.h"
+#include "workers/turn_gate.h"
 #include "workers/worker_load.h"
 #include "workers/worker_metrics.h"
+#include "workers/worker_speed.h"
 
 namespace tandem::workers {
 
@@ -72,6 +75,8 @@ struct PrefillJob {
   uint32_t max_tokens = 0;
   std::string handoff_id;
   CacheWishes cache;
+  /// The caller can send it elsewhere while it waits here.
+  bool can_move = false;
   std::shared_ptr<PrefillEvents> events;
 };
 
@@ -81,6 +86,7 @@ struct PrefillJob {
 ///   computing: chunks that are cached somewhere are taken over as they come, the others computed
 ///   computing ── last token's step ──> publishing (max_tokens > 1) or ended
 ///   publishing ── pulled, lease expired, puller lost ──> ended
+///   waiting ── the worker gives its prompts back (GiveBackWaiting) ──> ended
 ///   any ── cancelled, deadline ──> ended
 class PrefillLoop {
  public:
@@ -95,10 +101,15 @@ class PrefillLoop {
     kvstore::Level kv_floor = kvstore::Level::kLossless;
     /// Prompts computed at once; the engine's further sequences retain prompts that are done.
     uint32_t max_sequences = 8;
+    /// How many tokens of shorter prompts may be computed before a longer one that came first; 0:
+    /// strictly first come, first served.
+    uint32_t overtake_tokens = 0;
   };
-  /// Starts the thread. `cache` may be null; it, `server` and the metrics must outlive the loop.
+  /// Starts the thread. `cache` may be null; it, `server`, `gate`, `speed` and the metrics must
+  /// outlive the loop.
   PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer* server, PrefixCache* cache,
-              WorkerMetrics* metrics, KvMetrics* kv_metrics, Options options);
+              TurnGate* gate, WorkerSpeed* speed, WorkerMetrics* metrics, KvMetrics* kv_metrics,
+              Options options);
   /// REQUIRES: every job has ended (see Drain in worker.h), or Stop was called.
   ~PrefillLoop();
 
@@ -106,6 +117,11 @@ class PrefillLoop {
   /// when the queue is full; then the job's events are never called.
   absl::Status Submit(PrefillJob job);
   LoopLoad load() const;
+  const Engine& engine() const { return *engine_; }
+  /// Ends the jobs that wait and can be moved with UNAVAILABLE, for the router to send elsewhere.
+  void GiveBackWaiting(std::string_view why);
+  /// Closed: Submit refuses with UNAVAILABLE, saying why. Open again with an empty text.
+  void SetClosed(std::string why);
   /// Ends every job that waits or computes with UNAVAILABLE and stops the thread.
   void Stop();
 
@@ -120,6 +136,7 @@ class PrefillLoop {
     uint32_t published = 0;    // tokens handed to the publication
     uint32_t in_step = 0;      // tokens in the step being run
     uint32_t may_compute = 0;  // tokens up to which nothing is waited for
+    scheduler::PromptProgress progress;
     uint64_t reserved_bytes = 0;
     std::shared_ptr<kvstore::Publication> publication;
     // Of its whole chunks; those from the cache need not be kept again.
@@ -138,6 +155,8 @@ class PrefillLoop {
   void Start(std::unique_ptr<Active> active);
   void DropCancelled();
   void ComputeStep();
+  // What the next step computes, in `items` and `owners`; its tokens.
+  uint32_t PlanStep(std::vector<Engine::StepItem>& items, std::vector<Active*>& owners);
   // When every prompt waits for chunks on their way.
   void AwaitProgress();
   void FinishPrompt(Active& active, size_t item);
@@ -170,6 +189,8 @@ class PrefillLoop {
   const std::unique_ptr<Engine> engine_;
   kvstore::HandoffServer* const server_;
   PrefixCache* const cache_;
+  TurnGate* const gate_;
+  WorkerSpeed* const speed_;
   WorkerMetrics* const metrics_;
   KvMetrics* const kv_metrics_;
   const Options options_;
@@ -190,6 +211,7 @@ class PrefillLoop {
   LoopLoad published_load_;
   mutable RateMeter rate_;
   bool progress_ = false;  // a chunk has come, or the like
+  std::string closed_;     // why; empty while it is open
   bool stopping_ = false;
 
   std::thread thread_;

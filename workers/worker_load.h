@@ -5,14 +5,20 @@
 
 namespace tandem::workers {
 
-/// See WorkerLoad in proto/tandem/v1/cluster.proto for the meaning of each.
+/// See WorkerLoad and PhaseLoad in proto/tandem/v1/cluster.proto for the meaning of each.
 struct LoopLoad {
   uint32_t running = 0;
   uint32_t waiting = 0;
   uint64_t waiting_tokens = 0;
+  uint64_t tokens_to_compute = 0;
   uint64_t kv_used_tokens = 0;
-  uint64_t handoff_held_bytes = 0;
+  uint64_t kv_capacity_tokens = 0;
+  uint64_t kv_expected_tokens = 0;
+  uint32_t max_sequences = 0;
+  uint32_t parked = 0;
+  uint64_t parked_bytes = 0;
   double tokens_per_s = 0;
+  uint64_t steps = 0;
   /// Requests that the loop owes an end, in whatever state; 0 means that it can be stopped.
   uint32_t unfinished = 0;
 };

@@ -19,7 +19,7 @@ using prometheus::Gauge;
 using prometheus::Histogram;
 using prometheus::Labels;
 
-constexpr std::array kFinishes = {"error", "stop", "length", "cancelled", "handoff"};
+constexpr std::array kFinishes = {"error", "stop", "length", "cancelled", "handoff", "moved"};
 constexpr std::array kReasons = {"other", "queue_full", "draining", "invalid", "model"};
 constexpr std::array kDirections = {"send", "receive"};
 
@@ -105,6 +105,8 @@ struct OwnFamilies {
     held = &make.OneGauge("tandem_pd_handoff_held_bytes", "Computed KV that waits to be fetched");
     held_limit = &make.OneGauge("tandem_pd_handoff_limit_bytes", "Most KV that may wait");
     connections = &make.OneGauge("tandem_pd_connections", "Open data-plane connections");
+    parked = &make.OneGauge("tandem_worker_parked_sequences", "Sequences whose KV was put aside");
+    parked_bytes = &make.OneGauge("tandem_worker_parked_bytes", "Encoded KV of parked sequences");
   }
   void Counts(const Maker& make) {
     prompt_tokens = &make.OneCounter("tandem_worker_prompt_tokens_total", "Prompt tokens read");
@@ -115,6 +117,10 @@ struct OwnFamilies {
                          kFinishes);
     rejected = make.PerWord("tandem_worker_rejected_total", "Requests refused, by why", "reason",
                             kReasons);
+    parked_total = &make.OneCounter("tandem_worker_parked_total",
+                                    "Times that a sequence's KV was put aside to make room");
+    moved_total = &make.OneCounter("tandem_worker_moved_total",
+                                   "Sequences that left with their KV for another worker");
     leases_expired = &make.OneCounter("tandem_pd_handoff_leases_expired_total",
                                       "Computed KV dropped because nobody fetched it in time");
   }
@@ -132,8 +138,10 @@ struct OwnFamilies {
                                 RequestBuckets());
   }
 
-  Gauge *running, *waiting, *queue_limit, *kv_used, *kv_limit, *held, *held_limit, *connections;
-  Counter *prompt_tokens, *cached_tokens, *generated_tokens, *leases_expired;
+  Gauge *running, *waiting, *queue_limit, *kv_used, *kv_limit, *held, *held_limit, *connections,
+      *parked, *parked_bytes;
+  Counter *prompt_tokens, *cached_tokens, *generated_tokens, *leases_expired, *parked_total,
+      *moved_total;
   std::array<Counter*, kFinishes.size()> ended;
   std::array<Counter*, kReasons.size()> rejected;
   Histogram *queue, *step, *step_tokens, *prefill, *decode;
@@ -217,7 +225,7 @@ WorkerMetrics::WorkerMetrics(std::shared_ptr<prometheus::Registry> registry,
 
 WorkerMetrics::~WorkerMetrics() = default;
 
-void WorkerMetrics::SetLoad(const WorkerLoadValues& load) {
+void WorkerMetrics::SetLoad(const WorkerLoadValues& load, const WorkerLoadValues& whole) {
   OwnFamilies& own = families_->own;
   own.running->Set(load.running);
   own.waiting->Set(load.waiting);
@@ -227,11 +235,13 @@ void WorkerMetrics::SetLoad(const WorkerLoadValues& load) {
   own.held->Set(static_cast<double>(load.handoff_held_bytes));
   own.held_limit->Set(static_cast<double>(load.handoff_limit_bytes));
   own.connections->Set(load.connections);
+  own.parked->Set(load.parked);
+  own.parked_bytes->Set(static_cast<double>(load.parked_bytes));
   VllmFamilies& vllm = families_->vllm;
-  vllm.running.Set(load.running);
-  vllm.waiting.Set(load.waiting);
-  const double limit = static_cast<double>(std::max<uint64_t>(1, load.kv_limit_tokens));
-  vllm.kv_usage.Set(static_cast<double>(load.kv_used_tokens) / limit);
+  vllm.running.Set(whole.running);
+  vllm.waiting.Set(whole.waiting);
+  const double limit = static_cast<double>(std::max<uint64_t>(1, whole.kv_limit_tokens));
+  vllm.kv_usage.Set(static_cast<double>(whole.kv_used_tokens) / limit);
 }
 
 void WorkerMetrics::SetCacheConfig(uint32_t chunk_tokens, uint64_t chunks) {
@@ -303,6 +313,10 @@ void WorkerMetrics::RequestEnded(std::string_view finish) {
   if (found == words.end()) return;
   families_->vllm.finished[static_cast<size_t>(found - words.begin())]->Increment();
 }
+
+void WorkerMetrics::Parked() { families_->own.parked_total->Increment(); }
+
+void WorkerMetrics::Moved() { families_->own.moved_total->Increment(); }
 
 void WorkerMetrics::HandoffSent(uint64_t bytes, double seconds) {
   families_->own.handoff_bytes[0]->Observe(static_cast<double>(bytes));

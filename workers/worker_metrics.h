@@ -37,6 +37,9 @@ struct WorkerLoadValues {
   uint64_t handoff_limit_bytes = 0;
   /// Open data-plane connections.
   uint32_t connections = 0;
+  /// Sequences whose KV was put aside, and its encoded bytes.
+  uint32_t parked = 0;
+  uint64_t parked_bytes = 0;
 };
 
 enum class HandoffDirection { kSend, kReceive };
@@ -54,7 +57,8 @@ class WorkerMetrics {
 
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
 
-  void SetLoad(const WorkerLoadValues& load);
+  /// Of this phase alone; under the names without a phase, of the `whole` worker.
+  void SetLoad(const WorkerLoadValues& load, const WorkerLoadValues& whole);
   /// Once, at start: the KV cache's unit of reuse and how many of them fit.
   void SetCacheConfig(uint32_t chunk_tokens, uint64_t chunks);
 
@@ -76,8 +80,12 @@ class WorkerMetrics {
   /// Tokens sampled, the first token of a request on the prefill worker included.
   void GeneratedTokens(uint32_t n);
   /// A request ended here, once each: "stop", "length", "cancelled", "handoff" (prefilled and
-  /// pulled) or "error"; other words count as "error".
+  /// pulled), "moved" (it goes on elsewhere) or "error"; other words count as "error".
   void RequestEnded(std::string_view finish);
+
+  /// A sequence's KV was put aside to make room; a sequence with its KV was sent elsewhere.
+  void Parked();
+  void Moved();
 
   /// A sequence's KV has left whole, or arrived whole.
   void HandoffSent(uint64_t bytes, double seconds);

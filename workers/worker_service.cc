@@ -96,9 +96,17 @@ class PrefillCall final : public EventStream<v1::PrefillEvent>, public PrefillEv
   bool stopped_ = false;
 };
 
+void FillTimings(const DecodeTimes& times, v1::DecodeTimings& out) {
+  out.set_queue_s(times.queue_s);
+  out.set_handoff_s(times.handoff_s);
+  out.set_decode_s(times.decode_s);
+  out.set_handoff_bytes(times.handoff_bytes);
+}
+
 class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvents {
  public:
-  explicit DecodeCall(RequestContextPtr context) : context_(std::move(context)) {}
+  DecodeCall(RequestContextPtr context, std::string data_address)
+      : context_(std::move(context)), data_address_(std::move(data_address)) {}
 
   void Token(int32_t token) override {
     v1::DecodeEvent event;
@@ -110,11 +118,21 @@ class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvent
     v1::DecodeEvent event;
     event.set_finish_reason(reason == DecodeFinish::kStop ? v1::FINISH_REASON_STOP
                                                           : v1::FINISH_REASON_LENGTH);
-    event.mutable_timings()->set_queue_s(times.queue_s);
-    event.mutable_timings()->set_handoff_s(times.handoff_s);
-    event.mutable_timings()->set_decode_s(times.decode_s);
-    event.mutable_timings()->set_handoff_bytes(times.handoff_bytes);
+    FillTimings(times, *event.mutable_timings());
     EndWith(std::move(event), grpc::Status::OK);
+  }
+  void Moving(const std::string& handoff_id, const std::string& why,
+              const DecodeTimes& times) override {
+    v1::DecodeEvent event;
+    event.mutable_moving()->set_reason(why);
+    event.mutable_moving()->set_handoff_id(handoff_id);
+    if (!handoff_id.empty()) event.mutable_moving()->set_data_address(data_address_);
+    FillTimings(times, *event.mutable_timings());
+    Send(std::move(event));
+  }
+  void Released(absl::Status status) override {
+    LogEnd(*context_, "decode moved", status);
+    End(ToGrpc(status));
   }
   void Failed(absl::Status status) override {
     LogEnd(*context_, "decode", status);
@@ -128,6 +146,7 @@ class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvent
   }
   void OnCancelled() override { context_->Cancel(absl::CancelledError("cancelled by the router")); }
   const RequestContextPtr context_;
+  const std::string data_address_;
 };
 
 }  // namespace
@@ -163,27 +182,49 @@ absl::Status WorkerServiceImpl::Check(const v1::RequestHeader& header,
   return absl::OkStatus();
 }
 
+absl::Status WorkerServiceImpl::Submit(const v1::PrefillRequest& request, RequestContextPtr context,
+                                       std::shared_ptr<PrefillEvents> events) {
+  RETURN_IF_ERROR(Check(request.header(), request.handoff_id()));
+  ASSIGN_OR_RETURN(CacheWishes cache, ToCacheWishes(request));
+  ASSIGN_OR_RETURN(const std::shared_ptr<PrefillLoop> loop, loops_->Prefill());
+  return loop->Submit({.context = std::move(context),
+                       .tokens = {request.tokens().begin(), request.tokens().end()},
+                       .sampling = ToSamplingOptions(request.sampling()),
+                       .max_tokens = request.max_tokens(),
+                       .handoff_id = request.handoff_id(),
+                       .cache = std::move(cache),
+                       .can_move = request.header().dispatch() > 0,
+                       .events = std::move(events)});
+}
+
+absl::Status WorkerServiceImpl::Submit(const v1::DecodeRequest& request, RequestContextPtr context,
+                                       std::shared_ptr<DecodeEvents> events) {
+  RETURN_IF_ERROR(Check(request.header(), request.handoff_id()));
+  const absl::StatusOr<std::shared_ptr<DecodeLoop>> loop = loops_->Decode();
+  if (!loop.ok() && request.header().dispatch() > 0) {
+    // The router did not know yet. Nothing has failed: the KV is where it was.
+    events->Moving("", std::string(loop.status().message()), {});
+    events->Released(absl::OkStatus());
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(loop.status());
+  return (*loop)->Submit(
+      {.context = std::move(context),
+       .prompt_tokens = {request.prompt_tokens().begin(), request.prompt_tokens().end()},
+       .sampling = ToSamplingOptions(request.sampling()),
+       .max_tokens = request.max_tokens(),
+       .data_address = request.data_address(),
+       .handoff_id = request.handoff_id(),
+       .can_move = request.header().dispatch() > 0,
+       .events = std::move(events)});
+}
+
 grpc::ServerWriteReactor<v1::PrefillEvent>* WorkerServiceImpl::Prefill(
     grpc::CallbackServerContext*, const v1::PrefillRequest* request) {
   const RequestContextPtr context = MakeContext(request->header());
   auto call = std::make_shared<PrefillCall>(context);
   call->Open();
-  absl::Status status = Check(request->header(), request->handoff_id());
-  if (status.ok() && prefill_ == nullptr) {
-    status = absl::FailedPreconditionError("this worker's phase is decode; it does not prefill");
-  }
-  absl::StatusOr<CacheWishes> cache = ToCacheWishes(*request);
-  if (status.ok()) status = cache.status();
-  if (status.ok()) {
-    status = prefill_->Submit({.context = context,
-                               .tokens = {request->tokens().begin(), request->tokens().end()},
-                               .sampling = ToSamplingOptions(request->sampling()),
-                               .max_tokens = request->max_tokens(),
-                               .handoff_id = request->handoff_id(),
-                               .cache = *std::move(cache),
-                               .events = call});
-  }
-  if (!status.ok()) {
+  if (absl::Status status = Submit(*request, context, call); !status.ok()) {
     LogEnd(*context, "prefill", status);
     call->End(ToGrpc(status));
   }
@@ -193,23 +234,9 @@ grpc::ServerWriteReactor<v1::PrefillEvent>* WorkerServiceImpl::Prefill(
 grpc::ServerWriteReactor<v1::DecodeEvent>* WorkerServiceImpl::Decode(
     grpc::CallbackServerContext*, const v1::DecodeRequest* request) {
   const RequestContextPtr context = MakeContext(request->header());
-  auto call = std::make_shared<DecodeCall>(context);
+  auto call = std::make_shared<DecodeCall>(context, loops_->data_address());
   call->Open();
-  absl::Status status = Check(request->header(), request->handoff_id());
-  if (status.ok() && decode_ == nullptr) {
-    status = absl::FailedPreconditionError("this worker's phase is prefill; it does not decode");
-  }
-  if (status.ok()) {
-    status = decode_->Submit(
-        {.context = context,
-         .prompt_tokens = {request->prompt_tokens().begin(), request->prompt_tokens().end()},
-         .sampling = ToSamplingOptions(request->sampling()),
-         .max_tokens = request->max_tokens(),
-         .data_address = request->data_address(),
-         .handoff_id = request->handoff_id(),
-         .events = call});
-  }
-  if (!status.ok()) {
+  if (absl::Status status = Submit(*request, context, call); !status.ok()) {
     LogEnd(*context, "decode", status);
     call->End(ToGrpc(status));
   }

@@ -12,13 +12,23 @@
 
 namespace tandem::workers {
 
-/// Thread-safe. A worker has one of the two loops; the other phase's call is refused with
-/// FAILED_PRECONDITION.
+/// The loops that a worker has now. Thread-safe.
+class LoopSource {
+ public:
+  virtual ~LoopSource() = default;
+  /// UNAVAILABLE, saying why, when there is none.
+  virtual absl::StatusOr<std::shared_ptr<PrefillLoop>> Prefill() = 0;
+  virtual absl::StatusOr<std::shared_ptr<DecodeLoop>> Decode() = 0;
+  /// Where other workers reach the data plane.
+  virtual std::string data_address() const = 0;
+};
+
+/// Thread-safe.
 class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
  public:
-  /// Either loop may be null. The loops must outlive the gRPC server.
-  WorkerServiceImpl(PrefillLoop* prefill, DecodeLoop* decode, std::string model_fingerprint)
-      : prefill_(prefill), decode_(decode), model_fingerprint_(std::move(model_fingerprint)) {}
+  /// `loops` must outlive the gRPC server.
+  WorkerServiceImpl(LoopSource* loops, std::string model_fingerprint)
+      : loops_(loops), model_fingerprint_(std::move(model_fingerprint)) {}
 
   grpc::ServerWriteReactor<v1::PrefillEvent>* Prefill(grpc::CallbackServerContext* context,
                                                       const v1::PrefillRequest* request) override;
@@ -27,9 +37,12 @@ class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
 
  private:
   absl::Status Check(const v1::RequestHeader& header, const std::string& handoff_id) const;
+  absl::Status Submit(const v1::PrefillRequest& request, RequestContextPtr context,
+                      std::shared_ptr<PrefillEvents> events);
+  absl::Status Submit(const v1::DecodeRequest& request, RequestContextPtr context,
+                      std::shared_ptr<DecodeEvents> events);
 
-  PrefillLoop* const prefill_;
-  DecodeLoop* const decode_;
+  LoopSource* const loops_;
   const std::string model_fingerprint_;
 };
 

@@ -230,6 +230,8 @@ std::vector<std::string> Cluster::WorkerFlags(const std::string& phase,
                                     host.address + ":0",
                                     "--data-listen",
                                     host.address + ":0"};
+  // Every request takes both workers, unless a test says otherwise.
+  if (phase == "decode") flags.push_back("--no-prefill-on-decode");
   const auto& own = phase == "prefill" ? options_.prefill_flags : options_.decode_flags;
   flags.insert(flags.end(), options_.worker_flags.begin(), options_.worker_flags.end());
   flags.insert(flags.end(), own.begin(), own.end());

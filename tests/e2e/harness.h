@@ -124,7 +124,7 @@ class Client {
   std::unique_ptr<v1::ClusterService::Stub> cluster_;
 };
 
-/// A router, a prefill worker and a decode worker: three processes.
+/// A router, a prefill worker and a decode worker that only decodes: three processes.
 class Cluster {
  public:
   struct Options {

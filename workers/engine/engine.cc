@@ -81,6 +81,10 @@ struct Engine::Impl {
     SetLength(sequence, 0);
   }
 
+  /// A whole sequence's state in chunks; one when the memory is opaque.
+  absl::StatusOr<std::vector<kvstore::KvChunk>> Split(std::span<const uint8_t> state,
+                                                      uint32_t n_tokens,
+                                                      uint32_t chunk_tokens) const;
   /// Remembers where the logits of a computed item lie. `last_row`: its last token in the batch.
   void KeepLogits(size_t index, const StepItem& item, int32_t last_row, size_t vocabulary_size);
   absl::Status CheckSequence(int32_t sequence) const;
@@ -305,11 +309,25 @@ absl::StatusOr<std::vector<kvstore::KvChunk>> Engine::ExtractAll(int32_t sequenc
   }
   ASSIGN_OR_RETURN(const PooledBuffer state,
                    ReadState(impl_->context.get(), sequence, *impl_->pool));
-  if (!layout_.opaque)
-    return SplitState(state.bytes(), held, impl_->memory_kind.format, chunk_tokens);
+  return impl_->Split(state.bytes(), held, chunk_tokens);
+}
+
+absl::StatusOr<std::vector<kvstore::KvChunk>> Engine::ChunksOf(const IncomingKv& kv,
+                                                               uint32_t chunk_tokens) const {
+  const auto* sink = dynamic_cast<const BlobSink*>(&kv);
+  if (sink == nullptr || !kv.complete()) {
+    return absl::FailedPreconditionError("the KV has not arrived completely");
+  }
+  return impl_->Split(sink->blob(), kv.n_tokens(), chunk_tokens);
+}
+
+absl::StatusOr<std::vector<kvstore::KvChunk>> Engine::Impl::Split(std::span<const uint8_t> state,
+                                                                  uint32_t n_tokens,
+                                                                  uint32_t chunk_tokens) const {
+  if (!memory_kind.opaque) return SplitState(state, n_tokens, memory_kind.format, chunk_tokens);
   std::vector<kvstore::KvChunk> whole(1);
-  whole[0].n_tokens = held;
-  whole[0].bytes.assign(state.bytes().begin(), state.bytes().end());
+  whole[0].n_tokens = n_tokens;
+  whole[0].bytes.assign(state.begin(), state.end());
   return whole;
 }
 

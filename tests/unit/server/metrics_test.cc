@@ -109,12 +109,13 @@ TEST(MetricNames, FollowPrometheusRules) {
 
 TEST(WorkerMetrics, LoadHasBothNames) {
   const auto registry = std::make_shared<prometheus::Registry>();
+  const workers::WorkerLoadValues decode = {.running = 3, .kv_used_tokens = 15, .kv_limit_tokens = 60};
   NewWorker(registry, "decode")
-      ->SetLoad({.running = 3, .waiting = 2, .kv_used_tokens = 25, .kv_limit_tokens = 100});
+      ->SetLoad(decode, {.running = 4, .waiting = 2, .kv_used_tokens = 25, .kv_limit_tokens = 100});
   const std::string text = Exposition(registry);
   EXPECT_THAT(text, HasSubstr("tandem_worker_requests_running{model_name=\"m\",phase=\"decode\","
                               "worker=\"w-decode\"} 3\n"));
-  EXPECT_THAT(text, HasSubstr("vllm:num_requests_running{engine=\"w-decode\",model_name=\"m\"} 3"));
+  EXPECT_THAT(text, HasSubstr("vllm:num_requests_running{engine=\"w-decode\",model_name=\"m\"} 4"));
   EXPECT_THAT(text, HasSubstr("vllm:num_requests_waiting{engine=\"w-decode\",model_name=\"m\"} 2"));
   EXPECT_THAT(text,
               HasSubstr("vllm:kv_cache_usage_perc{engine=\"w-decode\",model_name=\"m\"} 0.25"));
@@ -122,7 +123,7 @@ TEST(WorkerMetrics, LoadHasBothNames) {
 
 TEST(WorkerMetrics, BeforeTheFirstLoadNothingIsDividedByZero) {
   const auto registry = std::make_shared<prometheus::Registry>();
-  NewWorker(registry, "decode")->SetLoad({});
+  NewWorker(registry, "decode")->SetLoad({}, {});
   EXPECT_THAT(Exposition(registry), Not(HasSubstr("Nan")));
 }
 
@@ -205,7 +206,7 @@ TEST(WorkerMetrics, CallsFromManyThreadsAreAllCounted) {
       for (int j = 0; j < 500; ++j) {
         worker->PrefillDone(10, 5, 0.1, 0.2);
         worker->HandoffFailed(HandoffDirection::kReceive, absl::StatusCode::kDataLoss);
-        worker->SetLoad({.running = 1});
+        worker->SetLoad({.running = 1}, {});
         if (j % 100 == 0) Exposition(registry);
       }
     });

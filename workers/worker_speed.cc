@@ -1,0 +1,42 @@
+#include "workers/worker_speed.h"
+
+namespace tandem::workers {
+
+void WorkerSpeed::PrefillStep(std::span<const Engine::StepItem> items, double seconds) {
+  uint64_t n_tokens = 0;
+  double position_sum = 0;
+  for (const Engine::StepItem& item : items) {
+    n_tokens += item.tokens.size();
+    position_sum += scheduler::PrefillCost::PositionSum(item.tokens.size(),
+                                                        static_cast<uint64_t>(item.first_position));
+  }
+  std::lock_guard lock(mutex_);
+  learner_.ObservePrefill(n_tokens, position_sum, seconds);
+}
+
+void WorkerSpeed::DecodeStep(uint32_t sequences, uint64_t context_tokens, double seconds) {
+  std::lock_guard lock(mutex_);
+  learner_.ObserveDecode(sequences, context_tokens, seconds);
+}
+
+scheduler::LatencyModel WorkerSpeed::model() const {
+  std::lock_guard lock(mutex_);
+  return learner_.model();
+}
+
+v1::LatencyModel WorkerSpeed::Report() const {
+  const scheduler::LatencyModel model = this->model();
+  v1::LatencyModel report;
+  report.set_prefill_base_s(model.prefill.base_s);
+  report.set_prefill_per_token_s(model.prefill.per_token_s);
+  report.set_prefill_per_position_s(model.prefill.per_position_s);
+  report.set_decode_base_s(model.decode.base_s);
+  report.set_decode_per_sequence_s(model.decode.per_sequence_s);
+  report.set_decode_per_context_token_s(model.decode.per_context_token_s);
+  report.set_saturation_tokens(model.saturation_tokens);
+  report.set_prefill_samples(model.prefill_samples);
+  report.set_decode_samples(model.decode_samples);
+  return report;
+}
+
+}  // namespace tandem::workers

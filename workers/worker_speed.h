@@ -1,0 +1,40 @@
+// What a worker has learned of its own speed, from every step that it makes: for its own plans and
+// for the routers. Fed by both loops; owned by Worker.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <span>
+
+#include "scheduler/core/latency_model.h"
+#include "tandem/v1/cluster.pb.h"
+#include "workers/engine/engine.h"
+
+namespace tandem::workers {
+
+/// Thread-safe.
+class WorkerSpeed {
+ public:
+  /// `step_tokens`: the engine's largest step.
+  explicit WorkerSpeed(uint32_t step_tokens)
+      : learner_({.prior = {.saturation_tokens = step_tokens},
+                  .min_saturation_tokens = std::min(step_tokens, kShortestSaturation),
+                  .max_saturation_tokens = step_tokens}) {}
+
+  /// A step over prompts took so long.
+  void PrefillStep(std::span<const Engine::StepItem> items, double seconds);
+  /// A step gave `sequences` with so many tokens of context in all a token each.
+  void DecodeStep(uint32_t sequences, uint64_t context_tokens, double seconds);
+
+  scheduler::LatencyModel model() const;
+  v1::LatencyModel Report() const;
+
+ private:
+  /// libllama takes kernels for few rows below that.
+  static constexpr uint32_t kShortestSaturation = 64;
+  mutable std::mutex mutex_;
+  scheduler::LatencyLearner learner_;  // guarded by mutex_
+};
+
+}  // namespace tandem::workers
