@@ -1,6 +1,7 @@
 // Sequences whose KV is put aside and comes back.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <thread>
 
@@ -13,18 +14,18 @@ namespace {
 
 TEST(ParkingTest, ThreeTimesMoreSequencesThanFitAllEnd) {
   TestWorker prefill(v1::PHASE_PREFILL), ample(v1::PHASE_DECODE, [](WorkerOptions&options) {
-    options.decode_engine.max_sequences = 12;
+    options.decode_engine.max_sequences = 8;
   });
-  // Four grow to 500 tokens each; the budget is for what they are expected to need at first.
+  // Three are let in, by what they are expected to need at first; two of the full length fit.
   TestWorker tight(v1::PHASE_DECODE, [](WorkerOptions& options) {
-    options.decode_engine.max_sequences = 12;
-    options.decode_kv_tokens = 2048;
+    options.decode_engine.max_sequences = 8;
+    options.decode_kv_tokens = 900;
   });
-  constexpr uint32_t kTokens = 420;
+  constexpr uint32_t kTokens = 400;
   std::vector<std::thread> clients;
-  for (uint32_t i = 0; i < 12; ++i) {
+  for (uint32_t i = 0; i < 8; ++i) {
     clients.emplace_back([&, i] {
-      const TestRequest request = {.prompt = Prompt(80, i), .max_tokens = kTokens};
+      const TestRequest request = {.prompt = Prompt(30, i), .max_tokens = kTokens};
       const Outcome outcome = Serve(request, prefill, tight);
       EXPECT_TRUE(outcome.status.ok()) << outcome.status;
       EXPECT_EQ(outcome.tokens.size(), kTokens);
@@ -37,6 +38,69 @@ TEST(ParkingTest, ThreeTimesMoreSequencesThanFitAllEnd) {
   EXPECT_TRUE(Eventually([&] {
     return tight.load().parked() == 0 && tight.Metric("tandem_worker_parked_bytes") == 0 &&
            tight.worker().unfinished() == 0;
+  }));
+}
+
+TEST(ParkingTest, ParkedSequencesMoveToo) {
+  TestWorker prefill(v1::PHASE_PREFILL), next(v1::PHASE_DECODE, [](WorkerOptions&options) {
+    options.decode_engine.max_sequences = 6;
+  });
+  TestWorker tight(v1::PHASE_DECODE, [](WorkerOptions& options) {
+    options.decode_engine.max_sequences = 6;
+    options.decode_kv_tokens = 900;
+  });
+  std::vector<std::thread> clients;
+  for (uint32_t i = 0; i < 6; ++i) {
+    clients.emplace_back([&, i] {
+      const TestRequest request = {.prompt = Prompt(30, i), .max_tokens = 400};
+      const Outcome outcome = Serve(request, prefill, tight, &next);
+      EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+      EXPECT_TRUE(outcome.tokens == Serve(request, prefill, next).tokens) << "request " << i;
+    });
+  }
+  EXPECT_TRUE(Eventually([&] { return tight.load().parked() > 0; }));
+  EXPECT_TRUE(tight.worker().AssignPhase(v1::PHASE_PREFILL).ok());
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(Eventually([&] { return tight.load().phase() == v1::PHASE_PREFILL; }));
+}
+
+TEST(ParkingTest, WhatWaitsTooLongIsPulledBeforeItsKvExpires) {
+  constexpr absl::Duration kLease = absl::Milliseconds(600);
+  TestWorker prefill(v1::PHASE_PREFILL,
+                     [&](WorkerOptions& options) { options.handoff_lease = kLease; });
+  TestWorker decode(v1::PHASE_DECODE, [&](WorkerOptions& options) {
+    options.handoff_lease = kLease;
+    options.decode_engine.max_sequences = 1;
+  });
+  std::vector<std::thread> clients;
+  for (uint32_t i = 0; i < 3; ++i) {
+    clients.emplace_back([&, i] {
+      const Outcome outcome = Serve({.prompt = Prompt(50, i), .max_tokens = 1200}, prefill, decode);
+      EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+      EXPECT_EQ(outcome.tokens.size(), 1200u);
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_GE(decode.Metric("tandem_worker_parked_total"), 1);
+}
+
+TEST(ParkingTest, ACancelledSequenceLeavesNothingBehind) {
+  TestWorker prefill(v1::PHASE_PREFILL),
+      tight(v1::PHASE_DECODE, [](WorkerOptions&options) { options.decode_kv_tokens = 2048; });
+  std::vector<std::thread> clients;
+  std::atomic<bool> cancel = false;
+  for (uint32_t i = 0; i < 4; ++i) {
+    clients.emplace_back([&, i] {
+      const TestRequest request = {.prompt = Prompt(400, i), .max_tokens = 1500, .cancel = &cancel};
+      EXPECT_FALSE(Serve(request, prefill, tight).status.ok());
+    });
+  }
+  EXPECT_TRUE(Eventually([&] { return tight.load().parked() > 0; }));
+  cancel = true;
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(Eventually([&] {
+    return tight.worker().unfinished() == 0 && tight.load().parked() == 0 &&
+           tight.Metric("tandem_worker_parked_bytes") == 0 && tight.load().kv_used_tokens() == 0;
   }));
 }
 

@@ -20,7 +20,7 @@ std::vector<int32_t> TokensOf(const TestRequest& request) {
 }
 
 TEST(PhaseTest, AMixedWorkerServesAlone) {
-  TestWorker mixed(v1::PHASE_MIXED);
+  TestWorker mixed(v1::PHASE_MIXED, [](WorkerOptions& options) { options.prefill_sequences = 3; });
   std::vector<std::thread> clients;
   for (uint32_t i = 0; i < 3; ++i) {
     clients.emplace_back([&mixed, i] {
@@ -126,6 +126,51 @@ TEST(PhaseTest, WhoCannotGoElsewhereIsNotSentAway) {
   EXPECT_TRUE(outcome.status.ok()) << outcome.status;
   EXPECT_EQ(outcome.moves, 0u);
   EXPECT_EQ(outcome.tokens.size(), 80u);
+}
+
+TEST(PhaseTest, AWorkerThatIsShutDownSendsItsSequencesAway) {
+  TestWorker prefill(v1::PHASE_PREFILL), drains(v1::PHASE_DECODE), stays(v1::PHASE_DECODE);
+  const TestRequest request = {.prompt = Prompt(300), .max_tokens = 100};
+  const std::vector<int32_t> expected = TokensOf(request);
+  bool drained = false;
+  const Outcome outcome = Serve(request, prefill, drains, &stays, [&](size_t n) {
+    if (n > 5 && !std::exchange(drained, true)) drains.worker().Drain();
+  });
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status;
+  EXPECT_EQ(outcome.tokens, expected);
+  EXPECT_EQ(outcome.moves, 1u);
+  EXPECT_EQ(drains.Metric("tandem_worker_moved_total"), 1);
+  EXPECT_TRUE(Eventually([&] { return drains.worker().unfinished() == 0; }));
+}
+
+TEST(PhaseTest, PromptsThatWaitAreGivenBackAndThoseBegunEnd) {
+  TestWorker decode(v1::PHASE_DECODE);
+  TestWorker turns(v1::PHASE_PREFILL, [](WorkerOptions& options) {
+    options.prefill_engine.step_tokens = 16;  // many steps: the others wait
+  });
+  std::atomic<int> done = 0, given_back = 0;
+  std::vector<std::thread> clients;
+  for (uint32_t i = 0; i < 6; ++i) {
+    clients.emplace_back([&, i] {
+      const Outcome outcome = Serve({.prompt = Prompt(900, i), .max_tokens = 4}, turns, decode);
+      if (outcome.status.ok()) {
+        EXPECT_EQ(outcome.tokens.size(), 4u);
+        ++done;
+      } else {
+        EXPECT_EQ(outcome.status.code(), absl::StatusCode::kUnavailable) << outcome.status;
+        EXPECT_NE(outcome.status.message().find("moved"), std::string::npos) << outcome.status;
+        ++given_back;
+      }
+    });
+  }
+  ASSERT_TRUE(Eventually([&] {
+    return turns.load().prefill().running() == 1 && turns.load().prefill().waiting() >= 3;
+  }));
+  ASSERT_TRUE(turns.worker().AssignPhase(v1::PHASE_DECODE).ok());
+  for (std::thread& client : clients) client.join();
+  EXPECT_GE(done, 1);
+  EXPECT_GE(given_back, 1);
+  EXPECT_TRUE(Eventually([&] { return turns.load().phase() == v1::PHASE_DECODE; }));
 }
 
 TEST(PhaseTest, APinnedPhaseStays) {

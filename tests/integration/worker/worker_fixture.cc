@@ -19,12 +19,12 @@ WorkerOptions DefaultOptions(v1::Phase phase) {
   options.phase = phase;
   options.prefill_engine = Options(EngineOptions::Use::kPrefill);
   options.decode_engine = Options(EngineOptions::Use::kDecode);
-  // With these, logits depend neither on the batch nor on the neighbours.
+  // With these, a sequence's logits do not depend on those beside it.
+  options.prefill_sequences = 1;
   for (EngineOptions* engine : {&options.prefill_engine, &options.decode_engine}) {
     engine->flash_attention = false;
   }
   options.prefill_engine.kv_tokens = 4096;
-  options.prefill_sequences = 4;
   options.grpc_listen = options.data_listen = "127.0.0.1:0";
   options.grpc_advertised_host = options.data_advertised_host = "127.0.0.1";
   options.report_interval = absl::Milliseconds(20);
@@ -91,6 +91,7 @@ Outcome Serve(const TestRequest& request, TestWorker& prefill, TestWorker& decod
   first.set_max_tokens(request.max_tokens);
   first.set_handoff_id(RandomId());
   grpc::ClientContext prefill_context;
+  prefill_context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(120));
   const auto prefilled = prefill.stub().Prefill(&prefill_context, first);
   v1::PrefillEvent event;
   if (!prefilled->Read(&event)) return failed(prefilled->Finish());
@@ -110,10 +111,25 @@ Outcome Serve(const TestRequest& request, TestWorker& prefill, TestWorker& decod
   // The streams of workers that the sequence has left; they end when its KV is pulled.
   std::vector<std::unique_ptr<grpc::ClientContext>> left_contexts;
   std::vector<decltype(decoded)> left;
+  // While a sequence is parked nothing comes that would tell that it was cancelled.
+  std::atomic<bool> over = false;
+  std::mutex context_mutex;
+  std::thread canceller([&] {
+    while (request.cancel != nullptr && !over && !*request.cancel) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    std::lock_guard lock(context_mutex);
+    if (request.cancel != nullptr && !over) context->TryCancel();
+  });
+  const auto end_canceller = [&] {
+    over = true;
+    canceller.join();
+  };
   while (true) {
     v1::DecodeEvent tokens;
     if (!decoded->Read(&tokens)) {
       const grpc::Status status = decoded->Finish();
+      end_canceller();
       if (!status.ok()) return failed(status);
       break;
     }
@@ -134,6 +150,7 @@ Outcome Serve(const TestRequest& request, TestWorker& prefill, TestWorker& decod
     }
     rest.mutable_header()->set_dispatch(rest.header().dispatch() + 1);
     at = next != nullptr ? next : at;
+    std::lock_guard lock(context_mutex);
     left_contexts.push_back(std::move(context));
     left.push_back(std::move(decoded));
     context = std::make_unique<grpc::ClientContext>();

@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 #include <prometheus/registry.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -40,6 +41,8 @@ struct TestRequest {
   uint32_t max_tokens = 32;
   /// As a router that can go on elsewhere.
   bool can_move = true;
+  /// Set from elsewhere: the client has had enough. It is looked at all the time.
+  const std::atomic<bool>* cancel = nullptr;
 };
 struct Outcome {
   absl::Status status;
