@@ -1,6 +1,7 @@
 #include "workers/decode_loop.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -262,17 +263,20 @@ void DecodeLoop::CompactSlots() {
 void DecodeLoop::ComputeStep() {
   std::vector<Engine::StepItem> items;
   uint64_t context_tokens = 0;
+  double saved_s = std::numeric_limits<double>::infinity();
   for (size_t slot = 0; slot < running_.size(); ++slot) {
     const Sequence& sequence = *running_[slot];
     context_tokens += sequence.kv_tokens();
+    saved_s = std::min(saved_s, parts_.gate->SavedSeconds(sequence.generated - 1,
+                                                          sequence.since_joined.seconds()));
     items.push_back({.sequence = static_cast<int32_t>(slot),
                      .first_position = static_cast<int32_t>(sequence.kv_tokens()),
                      .tokens = std::span(&sequence.last_token, 1),
                      .want_logits = true});
   }
   const auto n = static_cast<uint32_t>(items.size());
-  parts_.gate->SetDecoding(n, parts_.speed->model().decode.StepSeconds(n, context_tokens));
-  const TurnGate::Turn turn = parts_.gate->Enter(TurnGate::Side::kDecode);
+  parts_.gate->SetDecoding(n, saved_s);
+  const TurnGate::Turn turn = parts_.gate->EnterDecode();
   const double idle_s = stepped_last_ ? since_step_.seconds() : 0;
   const Stopwatch step;
   if (absl::Status computed = engine_->Step(items); !computed.ok()) {

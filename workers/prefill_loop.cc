@@ -12,9 +12,10 @@ namespace {
 
 // How long a prompt that waits for room is left before its deadline is looked at again.
 constexpr std::chrono::milliseconds kBlockedWait{20};
-// No piece of a prompt is shorter because sequences are being decoded: shorter ones cost nearly as
-// much, and the prompt would never end.
-constexpr uint32_t kShortestPiece = 32;
+// Between decode steps. Shorter pieces cost more than they are worth.
+constexpr uint32_t kUsefulPiece = 128;
+// Prompts begin so many times their predicted work before their first tokens are due.
+constexpr double kTimesAhead = 1.3;
 // Shorter steps say little of what a token costs in a long one.
 constexpr uint32_t kMeasuredTokens = 64;
 
@@ -257,7 +258,8 @@ void PrefillLoop::ComputeStep() {
     if (!computing_.empty()) AwaitProgress();
     return;
   }
-  const TurnGate::Turn turn = gate_->Enter(TurnGate::Side::kPrefill);
+  if (!AwaitTurn()) return;
+  const TurnGate::Turn turn(gate_, TurnGate::Side::kPrefill);
   std::vector<Engine::StepItem> items;
   std::vector<Active*> owners;
   const uint32_t n_tokens = PlanStep(items, owners);
@@ -290,6 +292,26 @@ void PrefillLoop::ComputeStep() {
   }
 }
 
+bool PrefillLoop::AwaitTurn() {
+  const scheduler::PrefillCost cost = speed_->model().prefill;
+  double step_s = 0, ahead_s = 0;
+  absl::Duration left = absl::InfiniteDuration();
+  const absl::Time now = absl::Now();
+  for (const auto& active : computing_) {
+    const auto n = static_cast<uint32_t>(active->job.tokens.size()) - active->computed;
+    const uint32_t ready = active->may_compute - active->computed;
+    if (step_s == 0 && ready > 0) {
+      step_s = cost.Seconds(std::min(ready, kUsefulPiece), active->computed);
+    }
+    ahead_s += cost.Seconds(n, active->computed);
+    left = std::min(left,
+                    active->job.cache.first_token_due - now - kTimesAhead * absl::Seconds(ahead_s));
+  }
+  left = std::clamp(left, absl::ZeroDuration(), absl::Hours(1));
+  return gate_->AwaitPrefill(
+      step_s, std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(left), kBlockedWait);
+}
+
 uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector<Active*>& owners) {
   std::vector<Active*> prompts;
   std::vector<scheduler::PromptProgress*> progress;
@@ -309,7 +331,7 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
   // More tokens than saturate the engine would only delay the first of several prompts.
   if (n_ready > 1) budget = std::min(budget, model.saturation_tokens);
   budget = scheduler::PieceTokens(model.prefill, first_position, gate_->PrefillSeconds(),
-                                  std::min(kShortestPiece, budget), budget);
+                                  std::min(kUsefulPiece, budget), budget);
   uint32_t planned = 0;
   for (const auto& piece : scheduler::PlanPrefillStep(progress, budget, options_.overtake_tokens)) {
     Active& active = *prompts[piece.prompt];

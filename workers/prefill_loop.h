@@ -157,6 +157,8 @@ class PrefillLoop {
   void ComputeStep();
   // What the next step computes, in `items` and `owners`; its tokens.
   uint32_t PlanStep(std::vector<Engine::StepItem>& items, std::vector<Active*>& owners);
+  // Waits for the engine for a while: see TurnGate. True: it is this loop's turn.
+  bool AwaitTurn();
   // When every prompt waits for chunks on their way.
   void AwaitProgress();
   void FinishPrompt(Active& active, size_t item);

@@ -1,26 +1,42 @@
 #include "workers/turn_gate.h"
 
-#include "scheduler/core/decode_policy.h"
+#include <algorithm>
+#include <limits>
 
 namespace tandem::workers {
+namespace {
 
-TurnGate::Turn TurnGate::Enter(Side side) {
+/// A sequence may use up so much of its objective; the rest is for what nobody foresees.
+constexpr double kUsableShare = 0.7;
+
+}  // namespace
+
+TurnGate::Turn TurnGate::EnterDecode() {
   std::unique_lock lock(mutex_);
-  waiting_[static_cast<size_t>(side)] = true;
-  wake_.wait(lock, [&] { return MayEnter(side); });
-  waiting_[static_cast<size_t>(side)] = false;
+  wake_.wait(lock, [&] { return !taken_ && !(last_ == Side::kDecode && prefill_is_late_); });
   taken_ = true;
-  return Turn(this, side);
+  return Turn(this, Side::kDecode);
 }
 
-bool TurnGate::MayEnter(Side side) const {
+bool TurnGate::AwaitPrefill(double step_s, Time begin_by, std::chrono::milliseconds patience) {
+  const Time limit = std::min(begin_by, std::chrono::steady_clock::now() + patience);
+  std::unique_lock lock(mutex_);
+  if (!wake_.wait_until(lock, limit, [&] { return PrefillMayEnter(step_s, false); })) {
+    if (std::chrono::steady_clock::now() < begin_by) return false;
+    prefill_is_late_ = true;
+    wake_.wait(lock, [&] { return PrefillMayEnter(step_s, true); });
+    prefill_is_late_ = false;
+  }
+  taken_ = true;
+  return true;
+}
+
+bool TurnGate::PrefillMayEnter(double step_s, bool late) const {
   if (taken_) return false;
-  if (last_ != side) return true;
-  const Side other = side == Side::kPrefill ? Side::kDecode : Side::kPrefill;
+  if (decoding_ == 0) return true;
   // A decode loop between two steps hands out tokens; it need not be waiting here already.
-  const bool other_next =
-      waiting_[static_cast<size_t>(other)] || (other == Side::kDecode && decoding_ > 0);
-  return !other_next;
+  if (last_ == Side::kPrefill) return false;
+  return late || tpot_objective_s_ == 0 || step_s <= saved_s_;
 }
 
 void TurnGate::Leave(Side side) {
@@ -30,16 +46,20 @@ void TurnGate::Leave(Side side) {
   wake_.notify_all();
 }
 
-void TurnGate::SetDecoding(uint32_t sequences, double step_s) {
+void TurnGate::SetDecoding(uint32_t sequences, double saved_s) {
   std::lock_guard lock(mutex_);
   decoding_ = sequences;
-  decode_step_s_ = step_s;
-  if (sequences == 0) wake_.notify_all();
+  saved_s_ = saved_s;
+  wake_.notify_all();
+}
+
+double TurnGate::SavedSeconds(uint32_t tokens, double seconds) const {
+  return tokens * kUsableShare * tpot_objective_s_ - seconds;
 }
 
 double TurnGate::PrefillSeconds() const {
   std::lock_guard lock(mutex_);
-  return scheduler::PrefillBudgetSeconds(decoding_ > 0 ? decode_step_s_ : 0, tpot_objective_s_);
+  return decoding_ == 0 ? std::numeric_limits<double>::infinity() : saved_s_;
 }
 
 }  // namespace tandem::workers

@@ -2,7 +2,7 @@
 // one of them computes at a time. Owned by Worker.
 #pragma once
 
-#include <array>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -11,15 +11,17 @@
 
 namespace tandem::workers {
 
-/// Thread-safe. When both loops have work their steps alternate, and the prefill loop keeps its
-/// steps short enough for the sequences that are being decoded:
+/// Thread-safe. A sequence that is being decoded saves time with every token that comes sooner than
+/// its objective asks. A prefill step is let in when all of them have saved as much as it takes, so
+/// that their mean time per token stays within the objective; or when its prompt's first token
+/// would come too late otherwise: then the two sides' steps alternate.
 ///
-///   free ── Enter(x) ──> taken by x ── Turn's end ──> free, the other side first if it waits or,
-///   for the prefill side, has sequences that wait for their next token
+///   free ── Enter(x) ──> taken by x ── Turn's end ──> free
 class TurnGate {
  public:
   enum class Side { kPrefill, kDecode };
-  /// `tpot_objective`: how long a decoding sequence may have to wait for its next token.
+  using Time = std::chrono::steady_clock::time_point;
+  /// `tpot_objective`: a decoding sequence's mean time per token; 0: steps alternate always.
   explicit TurnGate(absl::Duration tpot_objective)
       : tpot_objective_s_(absl::ToDoubleSeconds(tpot_objective)) {}
 
@@ -35,29 +37,34 @@ class TurnGate {
     TurnGate* const gate_;
     const Side side_;
   };
-  /// Waits for the side's turn. A side has one thread.
-  [[nodiscard]] Turn Enter(Side side);
+  /// Waits for the decode side's turn. A side has one thread.
+  [[nodiscard]] Turn EnterDecode();
+  /// Waits for the prefill side's turn: for a step of `step_s` seconds, which is to begin by
+  /// `begin_by` at the latest. False, and no turn, when that is still to come after `patience`;
+  /// true: the caller makes the Turn.
+  [[nodiscard]] bool AwaitPrefill(double step_s, Time begin_by, std::chrono::milliseconds patience);
 
   /// The decode loop's word, before every step and when it has no more: how many sequences wait for
-  /// their next token, and how long the step that gives it to them will take.
-  void SetDecoding(uint32_t sequences, double step_s);
-  /// How long a prefill step may take now so that a decode step after it is in time; infinite when
-  /// nothing is being decoded.
+  /// their next token, and the least that one of them has saved, in seconds.
+  void SetDecoding(uint32_t sequences, double saved_s);
+  /// What a sequence has saved that got `tokens` tokens in so many seconds.
+  double SavedSeconds(uint32_t tokens, double seconds) const;
+  /// How long a prefill step may take now: what is saved; infinite when nothing is being decoded.
   double PrefillSeconds() const;
 
  private:
   void Leave(Side side);
-  bool MayEnter(Side side) const;
+  bool PrefillMayEnter(double step_s, bool late) const;
 
   const double tpot_objective_s_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   // Guarded by mutex_.
   bool taken_ = false;
-  std::array<bool, 2> waiting_{};
+  bool prefill_is_late_ = false;
   Side last_ = Side::kDecode;
   uint32_t decoding_ = 0;
-  double decode_step_s_ = 0;
+  double saved_s_ = 0;
 };
 
 }  // namespace tandem::workers
