@@ -138,6 +138,7 @@ class TandemSystem : public System {
     Flags flags = {"--role",      "router",      "--model", options.model,    "--listen",
                    "127.0.0.1:0", "--log-level", "warn",    "--max-requests", "100000"};
     if (options.ttft_slo_s > 0) Append(flags, {"--ttft-objective", Seconds(options.ttft_slo_s)});
+    if (options.tpot_slo_s > 0) Append(flags, {"--tpot-objective", Seconds(options.tpot_slo_s)});
     Append(flags, options.router_flags);
     daemons_.push_back(std::make_unique<e2e::DaemonProcess>(flags));
     e2e::Client client(daemons_[0]->RouterAddress());
@@ -150,6 +151,7 @@ class TandemSystem : public System {
                       "warn", "--report-interval", "50ms", "--max-queued", "100000",
                       // No two prompts begin alike: nothing is worth keeping.
                       "--kv-memory-bytes", "0", "--retained-prompts", "0"};
+      if (options.tpot_slo_s > 0) Append(worker, {"--tpot-objective", Seconds(options.tpot_slo_s)});
       Append(worker, options.worker_flags);
       daemons_.push_back(std::make_unique<e2e::DaemonProcess>(worker));
     }
