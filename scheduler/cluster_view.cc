@@ -279,7 +279,8 @@ absl::StatusOr<Forecast> ClusterView::Predict(const Placement& what, absl::Time 
   ASSIGN_OR_RETURN(const Decision decision, Choose(WorkOf(what), now));
   return Forecast{.ttft_s = decision.choice.ttft_s,
                   .tpot_s = decision.choice.tpot_s,
-                  .steps_ahead = decision.choice.steps_ahead};
+                  .steps_ahead = decision.choice.steps_ahead,
+                  .decode_wait_s = decision.choice.decode_wait_s};
 }
 
 void ClusterView::DecodeBegins(AssignmentId id, absl::Time now) {

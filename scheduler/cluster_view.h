@@ -61,6 +61,8 @@ struct Forecast {
   double ttft_s = 0, tpot_s = 0;
   /// Work ahead of it on its prefill worker, in full steps.
   double steps_ahead = 0;
+  /// What its sequence would wait for room on its decode worker.
+  double decode_wait_s = 0;
 };
 
 /// A worker that cannot be used any more, though its registration stands.

@@ -2,14 +2,64 @@
 
 #include <unistd.h>
 
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/strip.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/version.h"
 
 namespace tandem::server {
 
-/// One worker's registration: lives as long as its stream.
+namespace {
+
+grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, const absl::Status& status) {
+  auto* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+v1::Phase PhaseOf(const v1::WorkerState& worker) {
+  const v1::Phase now = worker.load().phase();
+  return now == v1::PHASE_UNSPECIFIED ? worker.info().phase() : now;
+}
+
+bool Prefills(v1::Phase phase, const v1::WorkerInfo& info) {
+  return phase == v1::PHASE_PREFILL || phase == v1::PHASE_MIXED ||
+         (phase == v1::PHASE_DECODE && info.prefills_too());
+}
+
+bool Decodes(v1::Phase phase) { return phase == v1::PHASE_DECODE || phase == v1::PHASE_MIXED; }
+
+/// "PHASE_PREFILL" as people write it.
+std::string PhaseWord(v1::Phase phase) {
+  return absl::AsciiStrToLower(absl::StripPrefix(v1::Phase_Name(phase), "PHASE_"));
+}
+
+/// FAILED_PRECONDITION when with `changed` in its new phase nobody would do what it does now.
+absl::Status CheckSomebodyIsLeft(const std::vector<v1::WorkerState>& workers,
+                                 const v1::WorkerState& changed, v1::Phase phase) {
+  bool prefills = false, decodes = false;
+  for (const v1::WorkerState& worker : workers) {
+    const v1::Phase its = &worker == &changed ? phase : PhaseOf(worker);
+    if (worker.load().draining()) continue;
+    prefills |= Prefills(its, worker.info());
+    decodes |= Decodes(its);
+  }
+  if (prefills && decodes) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("worker: '", changed.info().name(), "' is the last one that ",
+                   prefills ? "decodes" : "prefills", "; give another that phase first, or force"));
+}
+
+}  // namespace
+
+/// One worker's registration: lives as long as its stream. Reads follow each other; so do writes,
+/// of which there may be some at any time.
 class ClusterServiceImpl::RegisterCall final
     : public grpc::ServerBidiReactor<v1::WorkerReport, v1::RegisterResponse> {
  public:
@@ -20,25 +70,58 @@ class ClusterServiceImpl::RegisterCall final
   }
   void Begin() { StartRead(&report_); }
 
+  /// Tells the worker something. From any thread, while it is in `registered_`.
+  void Tell(const v1::RegisterResponse& response) {
+    {
+      std::lock_guard lock(write_mutex_);
+      responses_.push_back(response);
+      if (writing_ || ending_) return;
+      writing_ = true;
+    }
+    StartWrite(&responses_.front());
+  }
+
  private:
-  // Either a read or a write is under way: no two reactions run at once.
   void OnReadDone(bool ok) override {
-    if (!ok) return Finish(grpc::Status::OK);
+    if (!ok) return End(grpc::Status::OK);
     if (report_.has_info() == registered()) {
-      return Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
-                                 "the first report, and no other, must carry info"));
+      return End(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
+                              "the first report, and no other, must carry info"));
     }
     if (!registered()) return Join();
     if (report_.has_chunks()) return Follow(report_.chunks());
     service_->core_->view().Report(info_.worker_id(), report_.load(), absl::Now());
+    service_->core_->Wake();  // it may have room now
     StartRead(&report_);
   }
   void OnWriteDone(bool ok) override {
-    if (!ok) return Finish(grpc::Status::OK);
-    StartRead(&report_);
+    {
+      std::lock_guard lock(write_mutex_);
+      responses_.pop_front();
+      // A stream that cannot be written ends by its read.
+      if (!ok) responses_.clear();
+      writing_ = !responses_.empty();
+      if (!writing_ && !ending_) return;
+      if (!writing_) return Finish(end_);
+    }
+    StartWrite(&responses_.front());
+  }
+  /// Ends the stream once nothing is being written.
+  void End(const grpc::Status& status) {
+    std::lock_guard lock(write_mutex_);
+    ending_ = true;
+    end_ = status;
+    if (!writing_) Finish(end_);
   }
   void OnDone() override {
     if (registered()) {
+      {
+        std::lock_guard lock(service_->mutex_);
+        const auto found = service_->registered_.find(info_.worker_id());
+        if (found != service_->registered_.end() && found->second == this) {
+          service_->registered_.erase(found);
+        }
+      }
       service_->core_->RemoveWorker(info_.worker_id(), registration_);
       spdlog::info("worker left worker_id={}", info_.worker_id());
     }
@@ -55,14 +138,20 @@ class ClusterServiceImpl::RegisterCall final
     if (absl::Status status = Check(report_.info()); !status.ok()) {
       spdlog::warn("worker refused name={} error=\"{}\"", report_.info().name(),
                    std::string(status.message()));
-      return Finish(ToGrpc(status));
+      return End(ToGrpc(status));
     }
     info_ = report_.info();
     registration_ = service_->core_->AddWorker(info_);
     spdlog::info("worker joined worker_id={} phase={} grpc={} data={}", info_.worker_id(),
                  v1::Phase_Name(info_.phase()), info_.grpc_address(), info_.data_address());
-    response_.set_router_id(service_->router_id_);
-    StartWrite(&response_);
+    v1::RegisterResponse response;
+    response.set_router_id(service_->router_id_);
+    Tell(response);
+    {
+      std::lock_guard lock(service_->mutex_);
+      service_->registered_[info_.worker_id()] = this;
+    }
+    StartRead(&report_);
   }
 
   /// Chunk events. Asks once for a snapshot when some were missed; what comes before it is of no
@@ -74,9 +163,10 @@ class ClusterServiceImpl::RegisterCall final
     }
     spdlog::warn("chunk events missed worker_id={}; asking for all of them", info_.worker_id());
     snapshot_asked_ = true;
-    response_.Clear();
-    response_.set_resend_chunks(true);
-    StartWrite(&response_);
+    v1::RegisterResponse response;
+    response.set_resend_chunks(true);
+    Tell(response);
+    StartRead(&report_);
   }
 
   absl::Status Check(const v1::WorkerInfo& info) const {
@@ -103,7 +193,7 @@ class ClusterServiceImpl::RegisterCall final
           absl::BytesToHexString(info.model_fingerprint()).substr(0, 16), "…), this router '",
           model.name(), "' (", absl::BytesToHexString(model.fingerprint()).substr(0, 16), "…)"));
     }
-    const bool has_phase = info.phase() == v1::PHASE_PREFILL || info.phase() == v1::PHASE_DECODE;
+    const bool has_phase = Decodes(info.phase()) || Prefills(info.phase(), info);
     if (info.worker_id().empty() || info.grpc_address().empty() || !has_phase ||
         info.context_tokens() == 0) {
       return absl::InvalidArgumentError(
@@ -115,10 +205,14 @@ class ClusterServiceImpl::RegisterCall final
   ClusterServiceImpl* const service_;
   grpc::CallbackServerContext* const context_;
   v1::WorkerReport report_;
-  v1::RegisterResponse response_;
   v1::WorkerInfo info_;
   uint64_t registration_ = 0;
   bool snapshot_asked_ = false;
+  std::mutex write_mutex_;
+  // Guarded by write_mutex_.
+  std::deque<v1::RegisterResponse> responses_;  // the first one is being written
+  bool writing_ = false, ending_ = false;
+  grpc::Status end_;
 };
 
 ClusterServiceImpl::ClusterServiceImpl(RouterCore* core)
@@ -144,9 +238,64 @@ grpc::ServerUnaryReactor* ClusterServiceImpl::ListWorkers(grpc::CallbackServerCo
   }
   response->set_requests_in_flight(core_->in_flight());
   response->set_max_requests(core_->options().max_requests);
-  auto* reactor = context->DefaultReactor();
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
+  return Reply(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ClusterServiceImpl::AssignPhase(grpc::CallbackServerContext* context,
+                                                          const v1::AssignPhaseRequest* request,
+                                                          v1::AssignPhaseResponse*) {
+  const absl::Status status = Assign(*request);
+  spdlog::info("phase assigned worker={} phase={} force={} status=\"{}\"", request->worker(),
+               PhaseWord(request->phase()), request->force(), status.ToString());
+  return Reply(context, status);
+}
+
+absl::Status ClusterServiceImpl::Assign(const v1::AssignPhaseRequest& request) {
+  const v1::Phase phase = request.phase();
+  if (phase != v1::PHASE_PREFILL && phase != v1::PHASE_DECODE && phase != v1::PHASE_MIXED) {
+    return absl::InvalidArgumentError(
+        "phase: not one that a worker can have; allowed are prefill, decode and mixed");
+  }
+  const std::vector<v1::WorkerState> workers = core_->view().List(absl::Now());
+  const v1::WorkerState* found = nullptr;
+  for (const v1::WorkerState& worker : workers) {
+    if (worker.info().worker_id() != request.worker() && worker.info().name() != request.worker()) {
+      continue;
+    }
+    if (found != nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("worker: several have the name '",
+                                                     request.worker(), "'; give its id instead"));
+    }
+    found = &worker;
+  }
+  if (found == nullptr || found->info().phase() == v1::PHASE_STORE) {
+    return absl::NotFoundError(absl::StrCat("worker: no worker '", request.worker(),
+                                            "' is registered here; `tandem status` lists them"));
+  }
+  if (found->info().phase_pinned() && PhaseOf(*found) != phase) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("worker: '", request.worker(), "' keeps its phase, ",
+                     PhaseWord(PhaseOf(*found)), " (its phase_pinned is set)"));
+  }
+  if (!request.force()) RETURN_IF_ERROR(CheckSomebodyIsLeft(workers, *found, phase));
+  v1::RegisterResponse response;
+  response.set_assign_phase(phase);
+  std::lock_guard lock(mutex_);
+  const auto call = registered_.find(found->info().worker_id());
+  if (call == registered_.end()) {
+    return absl::NotFoundError(absl::StrCat("worker: '", request.worker(), "' has just left"));
+  }
+  call->second->Tell(response);
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* ClusterServiceImpl::Explain(grpc::CallbackServerContext* context,
+                                                      const v1::ExplainRequest* request,
+                                                      v1::ExplainResponse* response) {
+  auto found = core_->decisions().Find(request->request_id(), absl::Now());
+  if (!found.ok()) return Reply(context, found.status());
+  *response = *std::move(found);
+  return Reply(context, absl::OkStatus());
 }
 
 void ClusterServiceImpl::CancelAll() {

@@ -1,10 +1,12 @@
 // The router's cluster service: workers register and report, operators look.
 #pragma once
 
+#include <map>
 #include <mutex>
 #include <set>
 #include <string>
 
+#include "absl/status/status.h"
 #include "server/router.h"
 #include "tandem/v1/cluster.grpc.pb.h"
 
@@ -20,16 +22,25 @@ class ClusterServiceImpl final : public v1::ClusterService::CallbackService {
   grpc::ServerUnaryReactor* ListWorkers(grpc::CallbackServerContext* context,
                                         const v1::ListWorkersRequest* request,
                                         v1::ListWorkersResponse* response) override;
+  grpc::ServerUnaryReactor* AssignPhase(grpc::CallbackServerContext* context,
+                                        const v1::AssignPhaseRequest* request,
+                                        v1::AssignPhaseResponse* response) override;
+  grpc::ServerUnaryReactor* Explain(grpc::CallbackServerContext* context,
+                                    const v1::ExplainRequest* request,
+                                    v1::ExplainResponse* response) override;
 
   /// Ends every registration; the workers come back to whoever listens next.
   void CancelAll();
 
  private:
   class RegisterCall;
+  absl::Status Assign(const v1::AssignPhaseRequest& request);
   RouterCore* const core_;
   const std::string router_id_;
   std::mutex mutex_;
-  std::set<grpc::CallbackServerContext*> open_;  // guarded by mutex_
+  // Guarded by mutex_.
+  std::set<grpc::CallbackServerContext*> open_;
+  std::map<std::string, RegisterCall*> registered_;  // by worker id
 };
 
 }  // namespace tandem::server

@@ -49,6 +49,12 @@ struct Config {
   uint64_t max_message_bytes = 128 << 20;
   absl::Duration worker_timeout = absl::Seconds(5);
   absl::Duration ttft_objective = absl::Milliseconds(250);
+  std::vector<std::string> tenant_limits;
+  absl::Duration max_ttft;
+  uint32_t dispatch_ahead = 2;
+  absl::Duration stall_timeout = absl::Minutes(1);
+  absl::Duration resume_timeout = absl::Seconds(30);
+  uint32_t resume_budget = 20;
 
   // Worker.
   std::optional<Phase> phase;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "server/config_values.h"
+#include "server/tenant_limits.h"
 
 namespace tandem::server {
 namespace {
@@ -74,12 +75,27 @@ std::vector<Property> RouterOnly() {
        TextKind::kListener},
       {"tenants", kUsers, &Config::tenants, "The tenants whose requests are served.",
        TextKind::kIdentifier},
+      {"tenant_limits", kUsers, &Config::tenant_limits,
+       "What a tenant may have, besides being served at all. `weight`: its share where tenants "
+       "compete, against 1 of the others. `rate`: requests per second. `burst`: requests that may "
+       "come at once; one second's, if it is not set. `running`: requests on workers at once.",
+       TextKind::kTenantLimits},
       {"max_requests", kUsers, &Config::max_requests,
-       "Requests in flight at once; more are refused with RESOURCE_EXHAUSTED.", TextKind::kAny,
-       1'000'000, 1},
+       "Requests in flight at once, those that wait for their turn included; more are refused with "
+       "RESOURCE_EXHAUSTED, those of the tenant that has most of the queue first.",
+       TextKind::kAny, 1'000'000, 1},
+      {"max_ttft", kUsers, &Config::max_ttft,
+       "A request whose first token would probably take longer is refused at once, with the time "
+       "to come back, as is one that would miss its own deadline. 0: its deadline alone counts.",
+       TextKind::kAny, kHour, 0},
+      {"dispatch_ahead", kUsers, &Config::dispatch_ahead,
+       "Full steps of work that may wait on a prefill worker; what is more waits in the router, "
+       "where tenants and priorities are still told apart.",
+       TextKind::kAny, 1000, 1},
       {"retry_after", kUsers, &Config::retry_after,
-       "The delay that a refused client is told to wait before it tries again.", TextKind::kAny,
-       10 * kMinute, 10 * kMs},
+       "The least delay that a refused client is told to wait before it tries again; longer when "
+       "the queue will take longer.",
+       TextKind::kAny, 10 * kMinute, 10 * kMs},
       {"max_prompt_bytes", kUsers, &Config::max_prompt_bytes, "The longest prompt text.",
        TextKind::kAny, kGiB, 1},
       {"max_message_bytes", kUsers, &Config::max_message_bytes,
@@ -87,8 +103,19 @@ std::vector<Property> RouterOnly() {
        "is refused with a precise message, above it by gRPC itself.",
        TextKind::kAny, kGiB, static_cast<int64_t>(64 * kKiB)},
       {"worker_timeout", kUsers, &Config::worker_timeout,
-       "A worker that has not reported for so long gets no new requests.", TextKind::kAny,
-       10 * kMinute, 100 * kMs},
+       "A worker that has not reported for so long is lost: its requests go on elsewhere.",
+       TextKind::kAny, 10 * kMinute, 100 * kMs},
+      {"stall_timeout", kUsers, &Config::stall_timeout,
+       "So is a worker that reports and has work, but makes no step for so long. Longer than its "
+       "longest step.",
+       TextKind::kAny, kHour, static_cast<int64_t>(kSecond)},
+      {"resume_timeout", kUsers, &Config::resume_timeout,
+       "How long a request that has lost its worker waits for another, when there is none.",
+       TextKind::kAny, kHour, 0},
+      {"resume_budget", kUsers, &Config::resume_budget,
+       "How many requests may be resumed after failures, for each hundred that come; besides one a "
+       "second, and a hundred saved up. More fail: a storm must not take the cluster down.",
+       TextKind::kAny, 1000, 0},
       {"ttft_objective", kUsers, &Config::ttft_objective,
        "The time to first token that is aimed at: cached KV is loaded at the finest level that "
        "still meets it. 0: as fast as can be.",
@@ -284,6 +311,8 @@ std::string TextFault(const Property& property, const std::string& text) {
       return IsIdentifier(text) ? "" : kFault;
     case TextKind::kOptionalIdentifier:
       return text.empty() || IsIdentifier(text) ? "" : kFault;
+    case TextKind::kTenantLimits:
+      return std::string(ParseTenantLimits(text).status().message());
     case TextKind::kHost:
       // A port of its own makes the host's syntax the only thing that can be wrong.
       if (text.empty() || ParseHostPort(text + ":1").ok()) return "";
@@ -421,6 +450,8 @@ std::string AllowedText(const Property& property) {
       return "1 to 64 letters, digits, '.', '_' and '-'";
     case TextKind::kOptionalIdentifier:
       return "at most 64 letters, digits, '.', '_' and '-'";
+    case TextKind::kTenantLimits:
+      return "a tenant and its limits, like `alice weight=2 rate=10 burst=20 running=8`";
   }
   return "";
 }

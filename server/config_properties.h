@@ -36,6 +36,8 @@ enum class TextKind {
   /// 1 to 64 characters of [A-Za-z0-9._-]; kOptionalIdentifier: or empty.
   kIdentifier,
   kOptionalIdentifier,
+  /// See tenant_limits.h.
+  kTenantLimits,
 };
 
 /// The member that holds the value; its type decides how text is read. uint64_t is bytes.

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <thread>
 
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "server/config.h"
 #include "server/config_values.h"
+#include "server/tenant_limits.h"
 
 namespace tandem::server {
 namespace {
@@ -101,6 +103,19 @@ absl::Status ValidateStore(const Config& config) {
 absl::Status ValidateRouter(const Config& config) {
   if (config.tenants.empty()) {
     return absl::InvalidArgumentError("tenants is empty; nobody would be served");
+  }
+  std::set<std::string> limited;
+  for (const std::string& limits : config.tenant_limits) {
+    ASSIGN_OR_RETURN(const auto parsed, ParseTenantLimits(limits));
+    const auto& tenants = config.tenants;
+    if (std::find(tenants.begin(), tenants.end(), parsed.first) == tenants.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tenant_limits has '", parsed.first, "', which is not among the tenants"));
+    }
+    if (!limited.insert(parsed.first).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tenant_limits has '", parsed.first, "' twice"));
+    }
   }
   if (config.max_prompt_bytes > config.max_message_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "server/tenant_limits.h"
 
 namespace tandem::server {
 namespace {
@@ -92,6 +93,15 @@ absl::StatusOr<kvstore::StoreOptions> StoreOptionsFor(const Config& config) {
   return options;
 }
 
+/// REQUIRES: the configuration is valid.
+std::vector<std::pair<std::string, scheduler::TenantLimits>> TenantLimitsOf(const Config& config) {
+  std::vector<std::pair<std::string, scheduler::TenantLimits>> limits;
+  for (const std::string& text : config.tenant_limits) {
+    limits.push_back(*ParseTenantLimits(text));
+  }
+  return limits;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Config& config) {
@@ -126,7 +136,13 @@ absl::Status Daemon::StartParts() {
                                              .max_prompt_bytes = config_.max_prompt_bytes,
                                              .max_message_bytes = config_.max_message_bytes,
                                              .worker_timeout = config_.worker_timeout,
-                                             .ttft_objective = config_.ttft_objective},
+                                             .stall_timeout = config_.stall_timeout,
+                                             .ttft_objective = config_.ttft_objective,
+                                             .max_ttft = config_.max_ttft,
+                                             .dispatch_ahead = config_.dispatch_ahead,
+                                             .resume_timeout = config_.resume_timeout,
+                                             .resume_budget = config_.resume_budget,
+                                             .tenant_limits = TenantLimitsOf(config_)},
                                             model, registry));
   }
   if (config_.role == Role::kAll) {

@@ -22,6 +22,7 @@ using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedInputStream;
 
 constexpr size_t kMaxIdBytes = 128;
+constexpr int64_t kMaxPriority = 100;
 constexpr int kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
 constexpr int kMaxMessageDepth = 10;
@@ -223,6 +224,12 @@ absl::StatusOr<CheckedRequest> CheckGenerateRequest(const v1::GenerateRequest& r
   RETURN_IF_ERROR(CheckModelName(request.model(), model));
   ASSIGN_OR_RETURN(checked.request_id, CheckRequestId(request.request_id()));
   checked.attempt = request.attempt();
+  if (std::abs(int64_t{request.priority()}) > kMaxPriority) {
+    return absl::InvalidArgumentError(absl::StrCat("priority: ", request.priority(),
+                                                   " is out of range; allowed is -", kMaxPriority,
+                                                   " to ", kMaxPriority));
+  }
+  checked.priority = request.priority();
   if (!(request.timeout_s() >= 0) || std::isinf(request.timeout_s())) {
     return absl::InvalidArgumentError(absl::StrCat("timeout_s: ", request.timeout_s(),
                                                    " is out of range; allowed is 0 and more"));
@@ -242,11 +249,16 @@ absl::StatusOr<CheckedRequest> CheckGenerateRequest(const v1::GenerateRequest& r
     checked.kv_floor = *floor;
   }
   checked.bypass_cache = request.bypass_cache();
+  return checked;
+}
+
+absl::Status TokenizePrompt(const v1::GenerateRequest& request, const RequestLimits& limits,
+                            const workers::Model& model, CheckedRequest& checked) {
   ASSIGN_OR_RETURN(checked.tokens, PromptTokens(request, limits, model));
   // The last token needs no place in the context: nothing comes after it.
   const uint32_t room = limits.context_tokens - static_cast<uint32_t>(checked.tokens.size()) + 1;
   checked.max_tokens = request.max_tokens() == 0 ? room : std::min(request.max_tokens(), room);
-  return checked;
+  return absl::OkStatus();
 }
 
 }  // namespace tandem::server

@@ -26,6 +26,7 @@ struct RequestLimits {
 struct CheckedRequest {
   std::string request_id, tenant;
   uint32_t attempt = 0;
+  int32_t priority = 0;
   /// Infinite when the request sets none.
   absl::Duration timeout = absl::InfiniteDuration();
   std::vector<int32_t> tokens;
@@ -45,11 +46,17 @@ struct CheckedRequest {
 absl::StatusOr<v1::GenerateRequest> ParseGenerateRequest(const grpc::ByteBuffer& bytes,
                                                          const RequestLimits& limits);
 
-/// Checks every field and tokenises the prompt. INVALID_ARGUMENT, PERMISSION_DENIED for an
-/// unknown tenant, NOT_FOUND for an unknown model. Thread-safe.
+/// Checks every field but the prompt; `tokens` and `max_tokens` are left for TokenizePrompt.
+/// INVALID_ARGUMENT, PERMISSION_DENIED for an unknown tenant, NOT_FOUND for an unknown model.
+/// Thread-safe, and quick.
 absl::StatusOr<CheckedRequest> CheckGenerateRequest(const v1::GenerateRequest& request,
                                                     const RequestLimits& limits,
                                                     const workers::Model& model);
+
+/// Checks the prompt and fills in `tokens` and `max_tokens`. INVALID_ARGUMENT. Thread-safe; takes
+/// as long as the prompt is.
+absl::Status TokenizePrompt(const v1::GenerateRequest& request, const RequestLimits& limits,
+                            const workers::Model& model, CheckedRequest& checked);
 
 /// NOT_FOUND unless `name` is empty or the model's.
 absl::Status CheckModelName(const std::string& name, const workers::Model& model);

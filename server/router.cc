@@ -13,8 +13,19 @@
 namespace tandem::server {
 namespace {
 
-constexpr std::chrono::milliseconds kWatchInterval{100};
+/// How often at least health is looked at, and workers that fell silent; and the gauges.
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
+constexpr absl::Duration kShowInterval = absl::Milliseconds(100);
 constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
+/// Calls that are looked at, for each that may be in flight.
+constexpr size_t kCallsPerRequest = 4;
+/// Whose decisions are remembered.
+constexpr size_t kExplainedRequests = 2048;
+
+/// An objective for the dispatch; "as fast as can be" is a very short one.
+double TermSeconds(absl::Duration objective) {
+  return std::max(1e-3, absl::ToDoubleSeconds(objective));
+}
 
 }  // namespace
 
@@ -23,46 +34,128 @@ RouterCore::RouterCore(RouterOptions options, std::shared_ptr<const workers::Mod
     : options_(std::move(options)),
       model_(std::move(model)),
       view_({.worker_timeout = options_.worker_timeout,
-             .dispatch = {.ttft_objective_s = absl::ToDoubleSeconds(options_.ttft_objective)}},
+             .stall_timeout = options_.stall_timeout,
+             .dispatch = {.ttft_objective_s = TermSeconds(options_.ttft_objective),
+                          .tpot_objective_s = TermSeconds(options_.tpot_objective)}},
             &directory_),
-      metrics_(std::move(registry), model_->name(), options_.tenants) {}
+      metrics_(std::move(registry), model_->name(), options_.tenants),
+      decisions_(kExplainedRequests),
+      queue_({.max_requests = options_.max_requests,
+              .dispatch_ahead_steps = static_cast<double>(options_.dispatch_ahead),
+              .max_ttft_s = absl::ToDoubleSeconds(options_.max_ttft),
+              .patience = options_.resume_timeout,
+              .min_retry_s = absl::ToDoubleSeconds(options_.retry_after),
+              .tenants = options_.tenant_limits},
+             &view_, [this] { Wake(); }),
+      retries_({.share = options_.resume_budget / 100.0}) {}
 
-absl::Status RouterCore::Admit() {
+Entry RouterCore::Admit() {
   if (draining_) {
-    metrics_.Rejected("draining");
-    return absl::UnavailableError("this router is shutting down; send the request to another");
+    return {.status =
+                absl::UnavailableError("this router is shutting down; send the request to another"),
+            .reason = "draining",
+            .retry_after = options_.retry_after};
   }
   {
     std::lock_guard lock(mutex_);
-    if (in_flight_ < options_.max_requests) {
-      metrics_.InFlight(++in_flight_, options_.max_requests);
-      return absl::OkStatus();
-    }
+    // Among those that come the queue chooses; but not among any number.
+    if (calls_.size() <= kCallsPerRequest * size_t{options_.max_requests}) return {};
   }
-  metrics_.Rejected("queue_full");
+  return {.status = QueueFull(),
+          .reason = "queue_full",
+          .retry_after = absl::Seconds(queue_.RetryAfter())};
+}
+
+absl::Status RouterCore::QueueFull() const {
   return absl::ResourceExhaustedError(
       absl::StrCat("the router has ", options_.max_requests,
                    " requests in flight, as many as max_requests allows; try again later"));
 }
 
-void RouterCore::Leave() {
+void RouterCore::Enter() {
+  std::lock_guard lock(mutex_);
+  retries_.Earn();
+  metrics_.InFlight(++in_flight_, options_.max_requests);
+}
+
+void RouterCore::Leave(scheduler::Ticket ticket) {
+  queue_.Leave(ticket);
   std::lock_guard lock(mutex_);
   metrics_.InFlight(--in_flight_, options_.max_requests);
 }
 
-void RouterCore::CallBegins() {
+bool RouterCore::SpendRetry() {
   std::lock_guard lock(mutex_);
-  ++live_calls_;
+  return retries_.Spend(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
 }
 
-void RouterCore::CallGone() {
+void RouterCore::CallBegins(const void* call, std::weak_ptr<PatientRequest> request) {
   std::lock_guard lock(mutex_);
-  if (--live_calls_ == 0) no_calls_.notify_all();
+  calls_.emplace(call, std::move(request));
+}
+
+void RouterCore::CallGone(const void* call) {
+  std::lock_guard lock(mutex_);
+  calls_.erase(call);
+  if (calls_.empty()) no_calls_.notify_all();
+}
+
+void RouterCore::EndCalls() {
+  ending_ = true;
+  draining_ = true;
+  std::vector<std::weak_ptr<PatientRequest>> calls;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& [call, request] : calls_) calls.push_back(request);
+  }
+  for (const auto& each : calls) {
+    if (const auto request = each.lock()) request->OnRouterStops();
+  }
 }
 
 void RouterCore::WaitCallsGone() {
   std::unique_lock lock(mutex_);
-  no_calls_.wait(lock, [this] { return live_calls_ == 0; });
+  no_calls_.wait(lock, [this] { return calls_.empty(); });
+}
+
+void RouterCore::Wait(std::weak_ptr<PatientRequest> request) {
+  std::lock_guard lock(mutex_);
+  patient_.push_back(std::move(request));
+}
+
+void RouterCore::Tick() {
+  const absl::Time now = absl::Now();
+  for (const scheduler::LostWorker& lost : view_.Lost(now)) {
+    spdlog::warn("worker lost worker_id={} name={} reason=\"{}\"", lost.worker_id, lost.name,
+                 lost.reason);
+    LoseWorker(lost.worker_id, absl::StrCat("it ", lost.reason));
+  }
+  std::vector<std::weak_ptr<PatientRequest>> patient;
+  {
+    std::lock_guard lock(mutex_);
+    patient.swap(patient_);
+  }
+  for (const auto& each : patient) {
+    if (const auto request = each.lock()) request->OnTick(now);
+  }
+  queue_.Pump();
+}
+
+void RouterCore::WaitForTick(absl::Duration longest) {
+  std::unique_lock lock(tick_mutex_);
+  tick_.wait_for(lock, absl::ToChronoNanoseconds(longest), [this] { return tick_wanted_; });
+  tick_wanted_ = false;
+}
+
+void RouterCore::Wake() {
+  std::lock_guard lock(tick_mutex_);
+  if (std::exchange(tick_wanted_, true)) return;
+  tick_.notify_one();
+}
+
+void RouterCore::LoseWorker(const std::string& worker_id, const std::string& reason) {
+  // A router that stops ends its registrations itself.
+  if (!ending_) streams_.Lose(worker_id, reason);
 }
 
 RequestLimits RouterCore::Limits() const {
@@ -99,6 +192,7 @@ uint64_t RouterCore::AddWorker(const v1::WorkerInfo& info) {
   connection.registration = view_.Add(info, absl::Now());
   const uint64_t registration = connection.registration;
   connections_[info.worker_id()] = std::move(connection);
+  Wake();
   return registration;
 }
 
@@ -111,6 +205,7 @@ void RouterCore::RemoveWorker(const std::string& worker_id, uint64_t registratio
     if (found == connections_.end() || found->second.registration != registration) return;
     connections_.erase(found);
   }
+  LoseWorker(worker_id, "its registration has ended");
   directory_.Forget(worker_id);
 }
 
@@ -160,39 +255,48 @@ void Router::SetHealth(bool serving) {
 
 void Router::Watch() {
   bool serving = false;
-  std::unique_lock lock(mutex_);
+  absl::Time shown = absl::InfinitePast();
   while (!stopping_) {
+    core_.Tick();
     const absl::Time now = absl::Now();
-    core_.metrics().Workers("prefill", core_.view().Usable(v1::PHASE_PREFILL, now));
-    core_.metrics().Workers("decode", core_.view().Usable(v1::PHASE_DECODE, now));
-    core_.metrics().Workers("store", core_.view().Usable(v1::PHASE_STORE, now));
-    core_.metrics().DirectoryChunks(core_.directory().size());
+    if (now - shown >= kShowInterval || now < shown) {
+      shown = now;
+      Show(now);
+    }
     const bool should_serve = !draining_ && core_.view().Ready(now);
     if (should_serve != serving) {
       serving = should_serve;
       SetHealth(serving);
       spdlog::info("router health={}", serving ? "SERVING" : "NOT_SERVING");
     }
-    wake_.wait_for(lock, kWatchInterval);
+    core_.WaitForTick(kWatchInterval);
   }
+}
+
+void Router::Show(absl::Time now) {
+  constexpr std::pair<const char*, v1::Phase> kPhases[] = {{"prefill", v1::PHASE_PREFILL},
+                                                           {"decode", v1::PHASE_DECODE},
+                                                           {"mixed", v1::PHASE_MIXED},
+                                                           {"store", v1::PHASE_STORE}};
+  for (const auto& [word, phase] : kPhases) {
+    core_.metrics().Workers(word, core_.view().Usable(phase, now));
+  }
+  core_.metrics().Queued(core_.queue().queued());
+  core_.metrics().DirectoryChunks(core_.directory().size());
 }
 
 void Router::Drain() {
   core_.Drain();
-  std::lock_guard lock(mutex_);
   draining_ = true;
-  wake_.notify_all();
+  core_.Wake();
 }
 
 void Router::Stop() {
-  {
-    std::lock_guard lock(mutex_);
-    if (stopping_) return;
-    stopping_ = true;
-    wake_.notify_all();
-  }
+  if (stopping_.exchange(true)) return;
+  core_.Wake();
   if (watcher_.joinable()) watcher_.join();
   if (grpc_.server == nullptr) return;
+  core_.EndCalls();
   cluster_->CancelAll();  // registrations never end by themselves
   grpc_.server->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
   grpc_.server->Wait();

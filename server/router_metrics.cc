@@ -24,10 +24,14 @@ using prometheus::Gauge;
 using prometheus::Histogram;
 using prometheus::Labels;
 
-constexpr std::array kStages = {"prefill_queue", "prefill", "handoff", "decode_queue", "decode"};
-constexpr std::array kReasons = {"other",   "queue_full", "draining", "no_worker",
-                                 "invalid", "tenant",     "model"};
-constexpr std::array kPhases = {"prefill", "decode", "store"};
+constexpr std::array kStages = {"router_queue", "prefill_queue", "prefill",
+                                "handoff",      "decode_queue",  "decode"};
+constexpr std::array kReasons = {"other",       "queue_full", "draining", "no_worker",
+                                 "invalid",     "tenant",     "model",    "rate",
+                                 "concurrency", "too_late",   "displaced"};
+constexpr std::array kPhases = {"prefill", "decode", "mixed", "store"};
+constexpr std::array kCauses = {"lost", "broken", "handoff", "refused", "given_back", "moved"};
+constexpr std::array kResumptionRefusals = {"budget", "poisoned", "no_worker"};
 constexpr char kOtherTenant[] = "other";
 
 /// Seconds that a router adds: mostly below a millisecond, where vLLM has no bucket.
@@ -60,6 +64,11 @@ struct RouterMetrics::Families {
                   .Help("Most requests in flight")
                   .Register(registry)
                   .Add(labels)),
+        queued(BuildGauge()
+                   .Name("tandem_router_requests_queued")
+                   .Help("Requests that wait in the router for their turn")
+                   .Register(registry)
+                   .Add(labels)),
         directory_chunks(BuildGauge()
                              .Name("tandem_router_directory_chunks")
                              .Help("Chunks that some worker or store is known to hold")
@@ -86,6 +95,18 @@ struct RouterMetrics::Families {
                            .Register(registry);
     for (const char* reason : kReasons) {
       rejected.push_back(&rejections.Add(With("reason", reason)));
+    }
+    auto& resumptions = BuildCounter()
+                            .Name("tandem_router_resumptions_total")
+                            .Help("Times that a request went on elsewhere, by why")
+                            .Register(registry);
+    for (const char* cause : kCauses) resumed.push_back(&resumptions.Add(With("cause", cause)));
+    auto& refusals = BuildCounter()
+                         .Name("tandem_router_resumptions_refused_total")
+                         .Help("Requests that were not resumed after a loss, by why")
+                         .Register(registry);
+    for (const char* reason : kResumptionRefusals) {
+      not_resumed.push_back(&refusals.Add(With("reason", reason)));
     }
     auto& pool = BuildGauge()
                      .Name("tandem_router_workers")
@@ -131,9 +152,11 @@ struct RouterMetrics::Families {
 
   const Labels labels;
   Family<Counter>& ended;
-  Gauge &in_flight, &limit, &directory_chunks;
+  Gauge &in_flight, &limit, &queued, &directory_chunks;
   Histogram& overhead;
   std::vector<Counter*> rejected;         // as kReasons
+  std::vector<Counter*> resumed;          // as kCauses
+  std::vector<Counter*> not_resumed;      // as kResumptionRefusals
   std::vector<Gauge*> workers;            // as kPhases
   std::vector<Histogram*> stage_seconds;  // as kStages
   // Not changed after construction; "other" is always there.
@@ -173,6 +196,20 @@ void RouterMetrics::Rejected(std::string_view reason) {
   const size_t index = found == kReasons.end() ? 0 : static_cast<size_t>(found - kReasons.begin());
   families_->rejected[index]->Increment();
 }
+
+void RouterMetrics::Resumed(std::string_view cause) {
+  for (size_t i = 0; i < kCauses.size(); ++i) {
+    if (cause == kCauses[i]) families_->resumed[i]->Increment();
+  }
+}
+
+void RouterMetrics::ResumptionRefused(std::string_view reason) {
+  for (size_t i = 0; i < kResumptionRefusals.size(); ++i) {
+    if (reason == kResumptionRefusals[i]) families_->not_resumed[i]->Increment();
+  }
+}
+
+void RouterMetrics::Queued(uint32_t n) { families_->queued.Set(n); }
 
 void RouterMetrics::InFlight(uint32_t n, uint32_t limit) {
   families_->in_flight.Set(n);

@@ -33,7 +33,7 @@ struct EndedRequest {
   uint32_t generated_tokens = 0;
 };
 
-enum class Stage { kPrefillQueue, kPrefill, kHandoff, kDecodeQueue, kDecode };
+enum class Stage { kRouterQueue, kPrefillQueue, kPrefill, kHandoff, kDecodeQueue, kDecode };
 
 /// Thread-safe and cheap, as WorkerMetrics. Tenants that were not named at construction count as
 /// "other", so that clients cannot make series.
@@ -51,12 +51,20 @@ class RouterMetrics {
   void RequestStarted(std::string_view tenant);
   /// An admitted request ended; once each.
   void RequestEnded(const EndedRequest& request);
-  /// A request was refused before admission: "queue_full", "draining", "no_worker", "invalid",
-  /// "tenant", "model"; other words count as "other".
+  /// A request was refused before it ran: "queue_full", "draining", "no_worker", "invalid",
+  /// "tenant", "model", "rate", "concurrency", "too_late", "displaced"; other words count as
+  /// "other".
   void Rejected(std::string_view reason);
+  /// A request goes on elsewhere: "lost", "broken", "handoff", "refused", "given_back", "moved".
+  void Resumed(std::string_view cause);
+  /// A request should have, and did not: "budget", "poisoned", "no_worker".
+  void ResumptionRefused(std::string_view reason);
+  /// Requests that wait in the router now.
+  void Queued(uint32_t n);
   /// Requests in flight now, and the most there may be.
   void InFlight(uint32_t n, uint32_t limit);
-  /// Workers of a phase ("prefill", "decode"), or stores ("store"), that this router can use now.
+  /// Workers of a phase ("prefill", "decode", "mixed"), or stores ("store"), that this router can
+  /// use now.
   void Workers(std::string_view phase, uint32_t n);
   /// Chunks that it knows somebody to hold.
   void DirectoryChunks(uint64_t n);

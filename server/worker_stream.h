@@ -2,6 +2,7 @@
 #pragma once
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/support/client_callback.h>
 
 #include <functional>
 #include <memory>
@@ -21,8 +22,10 @@ class WorkerStream final : public grpc::ClientReadReactor<Event>,
   /// For the deadline, before the call is made.
   grpc::ClientContext& context() { return context_; }
 
-  /// Call once, after the stub's method was called with this reactor.
-  void Start() {
+  /// Call once, after the stub's method was called with this reactor; `owner` is kept until the
+  /// call has ended (the stub).
+  void Start(std::shared_ptr<void> owner) {
+    owner_ = std::move(owner);
     self_ = this->shared_from_this();
     this->StartRead(&event_);
     this->StartCall();
@@ -44,6 +47,7 @@ class WorkerStream final : public grpc::ClientReadReactor<Event>,
     // The callbacks own the call that owns this object.
     on_event_ = nullptr;
     on_done_ = nullptr;
+    owner_ = nullptr;
   }
 
   grpc::ClientContext context_;
@@ -51,6 +55,7 @@ class WorkerStream final : public grpc::ClientReadReactor<Event>,
   std::function<void(Event&)> on_event_;
   std::function<void(const grpc::Status&)> on_done_;
   std::shared_ptr<WorkerStream> self_;
+  std::shared_ptr<void> owner_;
 };
 
 }  // namespace tandem::server

@@ -71,7 +71,7 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
                   ttft_s - std::max(0.0, limit_s));
   }
   Ticket displaced = 0;
-  if (n_queued_ >= options_.max_queued) {
+  if (Full()) {
     displaced = MakeRoom(tenant);
     if (displaced == 0) {
       return Refuse(Refusal::kQueueFull,
@@ -90,6 +90,11 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
   known_[ticket] = {.tenant = &tenant, .order = order};
   ++n_queued_;
   return {.ticket = ticket, .status = absl::OkStatus(), .displaced = displaced};
+}
+
+bool Admission::Full() const {
+  return n_queued_ >= options_.max_queued ||
+         (options_.max_in_flight > 0 && n_queued_ + n_running_ >= options_.max_in_flight);
 }
 
 /// The last request of the tenant with the most work waiting for its weight, when that is not the
@@ -210,7 +215,17 @@ double Admission::PredictWait(const std::string& name, int32_t priority) const {
     if (other.queue.empty() || (found != tenants_.end() && &other == &found->second)) continue;
     work += std::min(other.queued_work, std::max(0.0, tag - other.start_tag) * other.limits.weight);
   }
-  return work / (capacity_per_s_ > 0 ? capacity_per_s_ : options_.work_per_s);
+  return work / CapacityPerSecond();
+}
+
+double Admission::PredictDrain() const {
+  double work = 0;
+  for (const auto& [name, tenant] : tenants_) work += tenant.queued_work;
+  return work / CapacityPerSecond();
+}
+
+double Admission::CapacityPerSecond() const {
+  return capacity_per_s_ > 0 ? capacity_per_s_ : options_.work_per_s;
 }
 
 void RetryBudget::Earn() { saved_ = std::min(options_.most, saved_ + options_.share); }

@@ -74,8 +74,9 @@ struct Admitted {
 class Admission {
  public:
   struct Options {
-    /// Requests that wait, of all tenants.
+    /// Requests that wait, of all tenants; and that wait or run. 0: no limit of the latter.
     uint32_t max_queued = 1024;
+    uint32_t max_in_flight = 0;
     /// Predicted TTFT beyond which a request is refused; 0: only its own deadline counts.
     double max_ttft_s = 0;
     /// Bounds of the retry delay.
@@ -109,6 +110,8 @@ class Admission {
   uint32_t running(const std::string& tenant) const;
   /// Seconds that a request of so much work would wait, were it to come now.
   double PredictWait(const std::string& tenant, int32_t priority) const;
+  /// Seconds until all that waits now is served.
+  double PredictDrain() const;
 
  private:
   struct Waiting {
@@ -135,6 +138,8 @@ class Admission {
   Tenant& TenantOf(const std::string& name);
   Tenant* Turn();
   const Tenant* Turn() const;
+  bool Full() const;
+  double CapacityPerSecond() const;
   void Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at);
   Ticket MakeRoom(const Tenant& newcomer);
   Admitted Refuse(Refusal refusal, std::string message, double retry_s) const;

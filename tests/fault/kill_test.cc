@@ -1,5 +1,5 @@
-// A worker that is killed or stopped in the middle of a stream: the client gets a clean
-// UNAVAILABLE, the router keeps serving once the worker is back, and nothing is stranded.
+// A worker that is killed or stopped in the middle of a stream: the request goes on elsewhere, and
+// without anybody left it waits, and then ends with a clean UNAVAILABLE. Nothing is stranded.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -23,74 +23,129 @@ v1::GenerateRequest LongRequest(int n_prompt, uint32_t max_tokens) {
   return request;
 }
 
-TEST(KillTest, DecodeWorkerKilledWhileItGenerates) {
+/// Kills the decode worker upon its first token.
+class KillDecode {
+ public:
+  explicit KillDecode(Cluster& cluster) : cluster_(cluster) {}
+  void operator()(grpc::ClientContext&, const v1::GenerateResponse& message) {
+    // The first message comes from the prefill worker.
+    if (killed_ || !message.request_id().empty()) return;
+    cluster_.decode().process().Signal(SIGKILL);
+    killed_ = true;
+  }
+  bool killed() const { return killed_; }
+
+ private:
+  Cluster& cluster_;
+  bool killed_ = false;
+};
+
+TEST(KillTest, ARequestWaitsForADecodeWorkerAndGoesOn) {
   Cluster cluster;
-  bool killed = false;
+  std::thread restart;
+  KillDecode kill(cluster);
   const Generated got = cluster.client().Generate(
-      LongRequest(300, 1500), [&](grpc::ClientContext&, const v1::GenerateResponse& message) {
-        // The first message comes from the prefill worker.
-        if (!killed && message.request_id().empty()) {
-          cluster.decode().process().Signal(SIGKILL);
-          killed = true;
-        }
+      LongRequest(300, 900), [&](grpc::ClientContext& context, const v1::GenerateResponse& m) {
+        const bool was_killed = kill.killed();
+        kill(context, m);
+        if (kill.killed() && !was_killed) restart = std::thread([&] { cluster.RestartDecode(); });
       });
-  EXPECT_TRUE(killed);
+  ASSERT_TRUE(restart.joinable());
+  restart.join();
+  EXPECT_TRUE(got.status.ok()) << got.status.error_message();
+  EXPECT_EQ(got.tokens.size(), 900u);
+  EXPECT_EQ(got.terminal_messages, 1);
+  EXPECT_EQ(got.usage.prompt_tokens(), 300u);
+  EXPECT_EQ(got.usage.generated_tokens(), 900u);
+  EXPECT_GE(got.timings.resumptions(), 1u);
+  EXPECT_GE(MetricSum(cluster.router().Metrics(), "tandem_router_resumptions_total"), 1);
+  EXPECT_TRUE(cluster.client().WaitIdle()) << "the prefill worker holds KV for the dead one";
+}
+
+TEST(KillTest, WithNobodyLeftItFailsCleanly) {
+  Cluster cluster({.router_flags = {"--resume-timeout", "1s"}});
+  KillDecode kill(cluster);
+  const Generated got = cluster.client().Generate(
+      LongRequest(300, 1500), [&](auto& context, const auto& message) { kill(context, message); });
+  EXPECT_TRUE(kill.killed());
   EXPECT_EQ(got.status.error_code(), grpc::UNAVAILABLE) << got.status.error_message();
-  EXPECT_THAT(got.status.error_message(), HasSubstr("decode worker"));
+  EXPECT_THAT(got.status.error_message(), HasSubstr("no decode worker"));
+  EXPECT_THAT(got.status.error_message(), HasSubstr("resume_timeout"));
+  EXPECT_EQ(got.trailers.find("grpc-retry-pushback-ms")->second, "-1") << "text was sent";
   EXPECT_LT(got.tokens.size(), 1500u);
   cluster.RestartDecode();
-  EXPECT_TRUE(cluster.client().WaitIdle()) << "the prefill worker holds KV for the dead one";
+  EXPECT_TRUE(cluster.client().WaitIdle());
   EXPECT_TRUE(cluster.client().Generate(LongRequest(300, 20)).status.ok());
 }
 
 TEST(KillTest, PrefillWorkerKilledBeforeTheFirstToken) {
   Cluster cluster;
-  std::thread killer([&] {
-    EXPECT_TRUE(WaitFor([&] {
-      const auto workers = cluster.client().Workers();
-      for (const auto& worker : workers.workers()) {
-        if (worker.info().phase() == v1::PHASE_PREFILL && worker.assigned() > 0) return true;
-      }
-      return false;
-    }));
-    cluster.prefill().process().Signal(SIGKILL);
-  });
   // Enough requests that the worker cannot have finished them all.
   std::vector<std::thread> clients;
-  std::atomic<int> unavailable{0}, fine{0};
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < 8; ++i) {
     clients.emplace_back([&] {
       Client client(cluster.router().RouterAddress());
       const Generated got = client.Generate(LongRequest(2000, 30));
-      if (got.status.ok()) {
-        ++fine;
-      } else {
-        EXPECT_EQ(got.status.error_code(), grpc::UNAVAILABLE) << got.status.error_message();
-        ++unavailable;
-      }
+      EXPECT_TRUE(got.status.ok()) << got.status.error_message();
+      EXPECT_EQ(got.tokens.size(), 30u);
+      EXPECT_EQ(got.terminal_messages, 1);
     });
   }
-  killer.join();
-  for (std::thread& client : clients) client.join();
-  EXPECT_GT(unavailable, 0);
+  EXPECT_TRUE(WaitFor([&] {
+    const auto workers = cluster.client().Workers();
+    return std::any_of(workers.workers().begin(), workers.workers().end(), [](const auto& worker) {
+      return worker.info().phase() == v1::PHASE_PREFILL && worker.assigned() > 0;
+    });
+  }));
+  cluster.prefill().process().Signal(SIGKILL);
   cluster.RestartPrefill();
+  for (std::thread& client : clients) client.join();
+  EXPECT_GE(MetricSum(cluster.router().Metrics(), "tandem_router_resumptions_total"), 1);
   EXPECT_TRUE(cluster.client().WaitIdle()) << "the decode worker waits for a dead one";
-  EXPECT_TRUE(cluster.client().Generate(LongRequest(300, 20)).status.ok());
 }
 
 TEST(KillTest, DecodeWorkerStoppedWhileKvWaitsForIt) {
-  // SIGSTOP: the peer is there and silent. The lease must end what waits for it.
-  Cluster cluster({.prefill_flags = {"--handoff-lease", "1s"}});
+  // SIGSTOP: the peer is there and silent. The router gives it up when its reports stay away.
+  Cluster cluster({.router_flags = {"--worker-timeout", "500ms", "--resume-timeout", "1s"}});
   cluster.decode().process().Signal(SIGSTOP);
-  v1::GenerateRequest request = LongRequest(600, 50);
-  request.set_timeout_s(30);
-  const Generated got = cluster.client().Generate(request);
+  const Generated got = cluster.client().Generate(LongRequest(600, 50));
   EXPECT_EQ(got.status.error_code(), grpc::UNAVAILABLE) << got.status.error_message();
   EXPECT_TRUE(WaitFor([&] {
     return MetricSum(Scrape(cluster.prefill().metrics_port()), "tandem_pd_handoff_held_bytes") == 0;
   }));
   cluster.decode().process().Signal(SIGCONT);
-  EXPECT_TRUE(cluster.client().WaitWorkers(2));
+  EXPECT_TRUE(WaitFor([&] {
+    return MetricSum(cluster.router().Metrics(), "tandem_router_workers", "decode") == 1;
+  }));
+  EXPECT_TRUE(cluster.client().WaitIdle());
+  EXPECT_TRUE(cluster.client().Generate(LongRequest(300, 20)).status.ok());
+}
+
+TEST(KillTest, ARequestThatHasKilledTwoWorkersIsRefused) {
+  Cluster cluster;
+  std::thread second_death;
+  KillDecode first(cluster);
+  const Generated got = cluster.client().Generate(
+      LongRequest(300, 1500), [&](grpc::ClientContext& context, const v1::GenerateResponse& m) {
+        const bool was_killed = first.killed();
+        first(context, m);
+        if (was_killed || !first.killed()) return;
+        second_death = std::thread([&] {
+          cluster.RestartDecode();
+          // It dies as soon as it has made a step for this request.
+          EXPECT_TRUE(WaitFor([&] {
+            return MetricSum(cluster.decode().Metrics(), "tandem_worker_requests_running") > 0;
+          }));
+          cluster.RestartDecode();
+        });
+      });
+  ASSERT_TRUE(second_death.joinable());
+  second_death.join();
+  EXPECT_EQ(got.status.error_code(), grpc::INTERNAL) << got.status.error_message();
+  EXPECT_THAT(got.status.error_message(), HasSubstr("running on two workers that died"));
+  EXPECT_EQ(
+      MetricSum(cluster.router().Metrics(), "tandem_router_resumptions_refused_total", "poisoned"),
+      1);
   EXPECT_TRUE(cluster.client().WaitIdle());
   EXPECT_TRUE(cluster.client().Generate(LongRequest(300, 20)).status.ok());
 }
@@ -104,6 +159,25 @@ TEST(KillTest, RouterKilledFreesTheWorkers) {
         killed = true;
       });
   EXPECT_EQ(got.status.error_code(), grpc::UNAVAILABLE) << got.status.error_message();
+  for (DaemonProcess* worker : {&cluster.prefill(), &cluster.decode()}) {
+    EXPECT_TRUE(WaitFor([&] {
+      return MetricSum(Scrape(worker->metrics_port()), "tandem_worker_kv_used_tokens") == 0;
+    }));
+  }
+}
+
+TEST(KillTest, ARouterThatIsStoppedTellsItsClients) {
+  Cluster cluster({.router_flags = {"--drain-timeout", "0s"}});
+  bool told = false;
+  const Generated got = cluster.client().Generate(
+      LongRequest(300, 1500), [&](grpc::ClientContext&, const v1::GenerateResponse&) {
+        if (!told) cluster.router().process().Signal(SIGTERM);
+        told = true;
+      });
+  EXPECT_EQ(got.status.error_code(), grpc::UNAVAILABLE) << got.status.error_message();
+  EXPECT_THAT(got.status.error_message(), HasSubstr("shutting down"));
+  EXPECT_EQ(got.trailers.find("grpc-retry-pushback-ms")->second, "-1") << "text was sent";
+  EXPECT_EQ(cluster.router().process().Wait(), 0) << cluster.router().process().Log();
   for (DaemonProcess* worker : {&cluster.prefill(), &cluster.decode()}) {
     EXPECT_TRUE(WaitFor([&] {
       return MetricSum(Scrape(worker->metrics_port()), "tandem_worker_kv_used_tokens") == 0;

@@ -7,6 +7,8 @@
 
 #include <random>
 
+#include "base/status.h"
+
 namespace tandem::server {
 namespace {
 
@@ -32,17 +34,24 @@ grpc::ByteBuffer Bytes(const std::string& bytes) {
   return grpc::ByteBuffer(&slice, 1);
 }
 
+/// As the router does it: the fields, then the prompt.
+absl::StatusOr<CheckedRequest> Check(const v1::GenerateRequest& request) {
+  ASSIGN_OR_RETURN(CheckedRequest checked, CheckGenerateRequest(request, kLimits, DemoModel()));
+  RETURN_IF_ERROR(TokenizePrompt(request, kLimits, DemoModel(), checked));
+  return checked;
+}
+
 TEST(RequestCheckTest, FillsInWhatIsMissing) {
   v1::GenerateRequest request;
   request.set_prompt("The king said");
-  auto checked = CheckGenerateRequest(request, kLimits, DemoModel());
+  auto checked = Check(request);
   ASSERT_TRUE(checked.ok()) << checked.status();
   EXPECT_EQ(checked->tenant, "default");
   EXPECT_THAT(checked->request_id, testing::StartsWith("req-"));
   EXPECT_EQ(checked->tokens.front(), 1) << "BOS";
   EXPECT_EQ(checked->timeout, absl::InfiniteDuration());
   EXPECT_TRUE(checked->sampling.has_seed());
-  auto again = CheckGenerateRequest(request, kLimits, DemoModel());
+  auto again = Check(request);
   EXPECT_NE(again->request_id, checked->request_id);
   EXPECT_NE(again->sampling.seed(), checked->sampling.seed());
 }
@@ -52,7 +61,7 @@ TEST(RequestCheckTest, ClipsMaxTokensToTheContext) {
        {std::tuple(10, 5u, 5u), {10, 0u, 91u}, {10, 1000u, 91u}, {100, 0u, 1u}, {99, 7u, 2u}}) {
     v1::GenerateRequest request = WithTokens(n);
     request.set_max_tokens(wanted);
-    auto checked = CheckGenerateRequest(request, kLimits, DemoModel());
+    auto checked = Check(request);
     ASSERT_TRUE(checked.ok()) << checked.status();
     EXPECT_EQ(checked->max_tokens, expected);
   }
@@ -83,7 +92,7 @@ TEST(RequestCheckTest, AnyBytesParseOrGiveAnError) {
     }
     auto parsed = ParseGenerateRequest(Bytes(bytes), kLimits);
     if (parsed.ok()) {
-      (void)CheckGenerateRequest(*parsed, kLimits, DemoModel());
+      (void)Check(*parsed);
     } else {
       EXPECT_FALSE(parsed.status().message().empty());
     }

@@ -1,0 +1,99 @@
+// The router's own queue: requests wait here, not on the workers, so that fairness between tenants,
+// priorities and cancellation act until the last moment and workers' queues stay short. The rules
+// are scheduler/core/admission's; this adds the calls, the lock and the view of the cluster.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
+#include "kvstore/chunk.h"
+#include "scheduler/cluster_view.h"
+#include "scheduler/core/admission.h"
+
+namespace tandem::server {
+
+/// A request that waits for its turn. Called without any lock of the queue's.
+class QueuedRequest {
+ public:
+  virtual ~QueuedRequest() = default;
+  /// It may be sent to workers now.
+  virtual void OnTurn() = 0;
+  /// It was in the queue and has to go: another tenant needs the place, or its deadline passed.
+  virtual void OnRemoved(scheduler::Refusal why, double retry_after_s) = 0;
+};
+
+/// Thread-safe. See scheduler/core/admission.h for a request's states.
+class RequestQueue {
+ public:
+  struct Options {
+    /// Requests in the queue and running.
+    uint32_t max_requests = 256;
+    /// A request waits while the prefill worker that it would get has more work than so many full
+    /// steps.
+    double dispatch_ahead_steps = 2;
+    /// Predicted TTFT beyond which a request is refused; 0: only its own deadline counts.
+    double max_ttft_s = 0;
+    /// How long requests wait when the last worker has gone.
+    absl::Duration patience = absl::Seconds(30);
+    /// Bounds of the delay that a refused client is told.
+    double min_retry_s = 1, max_retry_s = 60;
+    std::vector<std::pair<std::string, scheduler::TenantLimits>> tenants;
+  };
+  /// `wake` makes somebody call Pump soon; it must not block. `view` must outlive the queue.
+  RequestQueue(const Options& options, scheduler::ClusterView* view, std::function<void()> wake);
+
+  /// Asks to be let in. On success the request is in the queue, and its turn may come at any time;
+  /// otherwise the answer says why, and when to come back. Pump must follow: it tells whoever had
+  /// to make room.
+  scheduler::Admitted Enqueue(std::shared_ptr<QueuedRequest> request,
+                              const scheduler::Arrival& arrival);
+  /// What the request wants is known exactly; until then an estimate counts. `chunk_ids` as in
+  /// Placement.
+  void Describe(scheduler::Ticket ticket, scheduler::Placement what,
+                std::vector<kvstore::ChunkId> chunk_ids);
+  /// The request has ended, whether its turn had come or not.
+  void Leave(scheduler::Ticket ticket);
+  /// Lets those run whose turn it is and for whom the workers have room; removes those that had to
+  /// make room and those whose deadline has passed. Not from within a QueuedRequest's lock.
+  void Pump();
+
+  uint32_t queued() const;
+  /// Seconds after which a refused request may come back: the time in which what waits is served.
+  double RetryAfter() const;
+
+ private:
+  struct Waiting {
+    std::shared_ptr<QueuedRequest> request;
+    scheduler::Placement what;
+    std::vector<kvstore::ChunkId> chunk_ids;
+    double work_tokens = 0;
+  };
+  // These expect mutex_ to be held.
+  Waiting Take(scheduler::Ticket ticket);
+  double RetryAfterLocked() const;
+  bool RoomFor(scheduler::Ticket ticket, absl::Time now);
+  void CountServed(double work_tokens, absl::Time now);
+
+  const Options options_;
+  scheduler::ClusterView* const view_;
+  const std::function<void()> wake_;
+  mutable std::mutex mutex_;
+  // Guarded by mutex_, as all below.
+  scheduler::Admission admission_;
+  absl::flat_hash_map<scheduler::Ticket, Waiting> waiting_;
+  bool pumping_ = false, again_ = false;
+  std::vector<std::shared_ptr<QueuedRequest>> displaced_;  // and not yet told
+  absl::Time no_worker_since_ = absl::InfinitePast();
+  // How fast the queue is served while there is one.
+  absl::Time last_served_ = absl::InfinitePast();
+  double served_tokens_ = 0, served_s_ = 0;
+};
+
+}  // namespace tandem::server
