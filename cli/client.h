@@ -53,6 +53,8 @@ int ReportUsage(const absl::Status& status, const Terminal& terminal);
 
 /// The sub-commands; `args` is what follows their name. They return the exit code.
 int RunGenerate(std::span<char* const> args, const Terminal& terminal);
+int RunExplain(std::span<char* const> args, const Terminal& terminal);
+int RunPhase(std::span<char* const> args, const Terminal& terminal);
 int RunStatus(std::span<char* const> args, const Terminal& terminal);
 int RunTokenize(std::span<char* const> args, const Terminal& terminal);
 int RunKv(std::span<char* const> args, const Terminal& terminal);

@@ -17,6 +17,8 @@ Usage: tandem COMMAND [FLAG]...
 
   generate   Continue a prompt, and stream the text.
   status     Show the workers and their load.
+  explain    Show why a request went where it went.
+  phase      Tell a worker to prefill, to decode, or both.
   tokenize   Show the token ids of a text.
   kv         Look at a model's KV cache.
   plan       Simulate placements, and find the best one.
@@ -38,6 +40,8 @@ int main(int argc, char** argv) {
   const std::span<char* const> args(argv + std::min(argc, 2), argv + argc);
   if (command == "generate") return cli::RunGenerate(args, terminal);
   if (command == "status") return cli::RunStatus(args, terminal);
+  if (command == "explain") return cli::RunExplain(args, terminal);
+  if (command == "phase") return cli::RunPhase(args, terminal);
   if (command == "tokenize") return cli::RunTokenize(args, terminal);
   if (command == "kv") return cli::RunKv(args, terminal);
   if (command == "plan") return cli::RunPlan(args, terminal);

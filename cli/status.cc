@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 
 #include "absl/strings/str_format.h"
 #include "cli/client.h"
 #include "cli/interrupt.h"
+#include "cli/phase.h"
 #include "cli/table.h"
 #include "tandem/v1/cluster.grpc.pb.h"
 
@@ -25,6 +27,8 @@ struct Settings {
   std::string router;
   bool json = false;
   bool watch = false;
+  bool speed = false;
+  bool links = false;
 };
 
 Command MakeCommand(Settings& settings) {
@@ -35,22 +39,11 @@ Command MakeCommand(Settings& settings) {
       "Shows the workers and stores that a router knows, and what they are doing.",
       {RouterOption(s->router),
        {"json", "", "Write JSON, one line an answer.", ReadSwitch([s] { s->json = true; })},
+       {"speed", "", "Show what the workers have learned of their own speed as well.",
+        ReadSwitch([s] { s->speed = true; })},
+       {"links", "", "Show what was measured between the nodes as well.",
+        ReadSwitch([s] { s->links = true; })},
        {"watch", "", "Repeat every second until Ctrl-C.", ReadSwitch([s] { s->watch = true; })}}};
-}
-
-std::string PhaseName(v1::Phase phase) {
-  switch (phase) {
-    case v1::PHASE_PREFILL:
-      return "prefill";
-    case v1::PHASE_DECODE:
-      return "decode";
-    case v1::PHASE_STORE:
-      return "store";
-    case v1::PHASE_MIXED:
-      return "mixed";
-    default:
-      return "?";
-  }
 }
 
 Row WorkerRow(const v1::WorkerState& worker) {
@@ -69,6 +62,7 @@ Row WorkerRow(const v1::WorkerState& worker) {
           load.draining() ? "draining" : "ready",
           absl::StrCat(load.running()),
           absl::StrCat(load.waiting()),
+          absl::StrCat(load.parked()),
           absl::StrFormat("%d/%d", load.kv_used_tokens(),
                           capacity == 0 ? info.kv_capacity_tokens() : capacity),
           absl::StrFormat("%.1f", load.tokens_per_s()),
@@ -76,6 +70,47 @@ Row WorkerRow(const v1::WorkerState& worker) {
           absl::StrFormat("%.1f s ago", worker.report_age_s()),
           info.grpc_address(),
           info.model_name()};
+}
+
+/// Steps are shown as what they take, which is easier to judge than coefficients.
+std::string SpeedTable(const v1::ListWorkersResponse& response) {
+  std::vector<Row> rows = {{"NAME", "PREFILL TOKENS/S", "MS A STEP", "SATURATED BY", "SAMPLES",
+                            "DECODE MS A STEP", "A SEQUENCE", "1000 TOKENS", "SAMPLES"}};
+  for (const v1::WorkerState& worker : response.workers()) {
+    if (worker.info().phase() == v1::PHASE_STORE) continue;
+    const v1::LatencyModel& model = worker.load().latency();
+    const double token_s = model.prefill_per_token_s();
+    rows.push_back({worker.info().name(), token_s > 0 ? absl::StrFormat("%.0f", 1 / token_s) : "-",
+                    absl::StrFormat("%.2f", model.prefill_base_s() * 1e3),
+                    absl::StrFormat("%d tokens", model.saturation_tokens()),
+                    absl::StrCat(model.prefill_samples()),
+                    absl::StrFormat("%.2f", model.decode_base_s() * 1e3),
+                    absl::StrFormat("+%.2f", model.decode_per_sequence_s() * 1e3),
+                    absl::StrFormat("+%.2f", model.decode_per_context_token_s() * 1e6),
+                    absl::StrCat(model.decode_samples())});
+  }
+  std::sort(rows.begin() + 1, rows.end());
+  return absl::StrCat("\n", Table(rows));
+}
+
+std::string LinkTable(const v1::ListWorkersResponse& response) {
+  std::map<std::string, std::string> names;
+  for (const v1::WorkerState& worker : response.workers()) {
+    names[worker.info().data_address()] = worker.info().name();
+  }
+  std::vector<Row> rows = {{"FROM", "TO", "BANDWIDTH", "RTT", "MEASURED", "SAMPLES"}};
+  for (const v1::WorkerState& worker : response.workers()) {
+    for (const v1::LinkEstimate& link : worker.load().links()) {
+      const auto from = names.find(link.data_address());
+      rows.push_back({from == names.end() ? link.data_address() : from->second,
+                      worker.info().name(), Bytes(static_cast<uint64_t>(link.bytes_per_s())) + "/s",
+                      absl::StrFormat("%.2f ms", link.rtt_s() * 1e3),
+                      absl::StrFormat("%.1f s ago", link.age_s()), absl::StrCat(link.samples())});
+    }
+  }
+  if (rows.size() == 1) return "\nno link has been measured\n";
+  std::sort(rows.begin() + 1, rows.end());
+  return absl::StrCat("\n", Table(rows));
 }
 
 void Write(const v1::ListWorkersResponse& response, const Settings& settings,
@@ -91,14 +126,15 @@ void Write(const v1::ListWorkersResponse& response, const Settings& settings,
     return;
   }
   if (settings.watch && terminal.out_is_terminal) terminal.out << "\033[H\033[2J";
-  std::vector<Row> rows = {{"NAME", "PHASE", "STATE", "RUNNING", "WAITING", "KV TOKENS", "TOKENS/S",
-                            "CHUNKS", "REPORT", "ADDRESS", "MODEL"}};
+  std::vector<Row> rows = {{"NAME", "PHASE", "STATE", "RUNNING", "WAITING", "PARKED", "KV TOKENS",
+                            "TOKENS/S", "CHUNKS", "REPORT", "ADDRESS", "MODEL"}};
   for (const v1::WorkerState& worker : response.workers()) rows.push_back(WorkerRow(worker));
   std::sort(rows.begin() + 1, rows.end());
   terminal.out << (response.workers().empty() ? "no worker has registered\n" : Table(rows))
                << absl::StrFormat("router %s: %d of %d requests in flight\n", settings.router,
                                   response.requests_in_flight(), response.max_requests())
-               << std::flush;
+               << (settings.speed ? SpeedTable(response) : "")
+               << (settings.links ? LinkTable(response) : "") << std::flush;
 }
 
 /// Asks for the workers, once or again and again, until Stop is called from another thread.

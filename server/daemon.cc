@@ -138,6 +138,7 @@ absl::Status Daemon::StartParts() {
                                              .worker_timeout = config_.worker_timeout,
                                              .stall_timeout = config_.stall_timeout,
                                              .ttft_objective = config_.ttft_objective,
+                                             .tpot_objective = config_.tpot_objective,
                                              .max_ttft = config_.max_ttft,
                                              .dispatch_ahead = config_.dispatch_ahead,
                                              .resume_timeout = config_.resume_timeout,

@@ -82,12 +82,12 @@ TEST(KillTest, PrefillWorkerKilledBeforeTheFirstToken) {
   Cluster cluster;
   // Enough requests that the worker cannot have finished them all.
   std::vector<std::thread> clients;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 6; ++i) {
     clients.emplace_back([&] {
       Client client(cluster.router().RouterAddress());
-      const Generated got = client.Generate(LongRequest(2000, 30));
+      const Generated got = client.Generate(LongRequest(1500, 10));
       EXPECT_TRUE(got.status.ok()) << got.status.error_message();
-      EXPECT_EQ(got.tokens.size(), 30u);
+      EXPECT_EQ(got.tokens.size(), 10u);
       EXPECT_EQ(got.terminal_messages, 1);
     });
   }

@@ -109,7 +109,8 @@ TEST(MetricNames, FollowPrometheusRules) {
 
 TEST(WorkerMetrics, LoadHasBothNames) {
   const auto registry = std::make_shared<prometheus::Registry>();
-  const workers::WorkerLoadValues decode = {.running = 3, .kv_used_tokens = 15, .kv_limit_tokens = 60};
+  const workers::WorkerLoadValues decode = {
+      .running = 3, .kv_used_tokens = 15, .kv_limit_tokens = 60};
   NewWorker(registry, "decode")
       ->SetLoad(decode, {.running = 4, .waiting = 2, .kv_used_tokens = 25, .kv_limit_tokens = 100});
   const std::string text = Exposition(registry);

@@ -1,0 +1,79 @@
+// `tandem phase`: tells a worker what to do from now on.
+#include "cli/phase.h"
+
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "cli/client.h"
+#include "tandem/v1/cluster.grpc.pb.h"
+
+namespace tandem::cli {
+namespace {
+
+/// How long the router may take to answer.
+constexpr absl::Duration kTimeout = absl::Seconds(10);
+
+}  // namespace
+
+std::string PhaseName(v1::Phase phase) {
+  switch (phase) {
+    case v1::PHASE_PREFILL:
+      return "prefill";
+    case v1::PHASE_DECODE:
+      return "decode";
+    case v1::PHASE_STORE:
+      return "store";
+    case v1::PHASE_MIXED:
+      return "mixed";
+    default:
+      return "?";
+  }
+}
+
+v1::Phase ParsePhase(std::string_view name) {
+  for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE, v1::PHASE_MIXED}) {
+    if (PhaseName(phase) == name) return phase;
+  }
+  return v1::PHASE_UNSPECIFIED;
+}
+
+int RunPhase(std::span<char* const> args, const Terminal& terminal) {
+  std::string router = DefaultRouter(terminal);
+  v1::AssignPhaseRequest request;
+  const Command command = {
+      "phase",
+      "WORKER prefill|decode|mixed",
+      "Tells a worker, by its name or id, what to do from now on. It moves the sequences that it "
+      "may no longer have to others; no request notices. `tandem status` shows when it is done.",
+      {RouterOption(router),
+       {"force", "", "Even when nobody is left who does what it does now.",
+        ReadSwitch([&request] { request.set_force(true); })}}};
+  std::vector<std::string> operands;
+  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return *exit_code;
+  if (operands.size() != 2) {
+    return ReportUsage(
+        absl::InvalidArgumentError("phase: a worker and its phase are needed; see --help"),
+        terminal);
+  }
+  const v1::Phase phase = ParsePhase(operands[1]);
+  if (phase == v1::PHASE_UNSPECIFIED) {
+    return ReportUsage(
+        absl::InvalidArgumentError(absl::StrCat(
+            "phase: '", operands[1], "' is not a phase; allowed are prefill, decode and mixed")),
+        terminal);
+  }
+  request.set_worker(operands[0]);
+  request.set_phase(phase);
+  const auto channel = Connect(router);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kTimeout));
+  v1::AssignPhaseResponse response;
+  const grpc::Status status =
+      v1::ClusterService::NewStub(channel)->AssignPhase(&context, request, &response);
+  if (!status.ok()) return ReportError(status, router, *channel, context, terminal);
+  terminal.out << operands[0] << " was told: " << operands[1] << "\n";
+  return kOk;
+}
+
+}  // namespace tandem::cli
