@@ -2,60 +2,66 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cmath>
-#include <string>
-#include <thread>
+#include <chrono>
 
 namespace tandem::workers {
 namespace {
 
-using Side = TurnGate::Side;
+constexpr std::chrono::milliseconds kAtOnce{0};
 
-TEST(TurnGateTest, TurnsAlternateWhileBothHaveWork) {
-  TurnGate gate(absl::Milliseconds(100));
-  constexpr size_t kTurns = 2000;
-  std::string order;  // guarded by the gate itself: that is what is tested
-  std::atomic<int> inside = 0;
-  gate.SetDecoding(1, 0.01);
-  std::thread prefill([&] {
-    for (size_t i = 0; i < kTurns; ++i) {
-      const TurnGate::Turn turn = gate.Enter(Side::kPrefill);
-      EXPECT_EQ(++inside, 1);
-      order += 'p';
-      --inside;
-    }
-  });
-  for (size_t i = 0; i < kTurns; ++i) {
-    const TurnGate::Turn turn = gate.Enter(Side::kDecode);
-    EXPECT_EQ(++inside, 1);
-    order += 'd';
-    --inside;
-  }
-  gate.SetDecoding(0, 0);
-  prefill.join();
-  // Prefill never goes twice while sequences wait for their tokens.
-  const size_t last_decode = order.rfind('d');
-  EXPECT_EQ(order.substr(0, last_decode).find("pp"), std::string::npos);
-  EXPECT_EQ(order.size(), 2 * kTurns);
+TurnGate::Time Now() { return std::chrono::steady_clock::now(); }
+TurnGate::Time Far() { return Now() + std::chrono::hours(1); }
+
+/// True, and the turn taken and ended, when a prefill step of so many seconds may begin.
+bool Prefill(TurnGate& gate, double step_s, TurnGate::Time begin_by) {
+  if (!gate.AwaitPrefill(step_s, begin_by, kAtOnce)) return false;
+  const TurnGate::Turn turn(&gate, TurnGate::Side::kPrefill);
+  return true;
 }
 
-TEST(TurnGateTest, ASideAloneNeedNotWait) {
+TEST(TurnGateTest, PromptsAreComputedFreelyWhileNothingIsDecoded) {
   TurnGate gate(absl::Milliseconds(100));
-  for (const Side side : {Side::kPrefill, Side::kPrefill, Side::kDecode, Side::kDecode}) {
-    const TurnGate::Turn turn = gate.Enter(side);
-  }
+  EXPECT_TRUE(Prefill(gate, 10, Far()));
+  EXPECT_TRUE(Prefill(gate, 10, Far()));
+  EXPECT_GT(gate.PrefillSeconds(), 1e9);
 }
 
-TEST(TurnGateTest, PrefillHasWhatTheDecodeStepLeavesOfTheObjective) {
+TEST(TurnGateTest, AStepIsLetInOnceItsTimeIsSaved) {
   TurnGate gate(absl::Milliseconds(100));
-  EXPECT_TRUE(std::isinf(gate.PrefillSeconds()));
-  gate.SetDecoding(3, 0.03);
-  EXPECT_NEAR(gate.PrefillSeconds(), 0.07, 1e-9);
-  gate.SetDecoding(9, 0.3);
-  EXPECT_EQ(gate.PrefillSeconds(), 0);
-  gate.SetDecoding(0, 0);
-  EXPECT_TRUE(std::isinf(gate.PrefillSeconds()));
+  gate.SetDecoding(2, 0.01);
+  { const TurnGate::Turn turn = gate.EnterDecode(); }
+  EXPECT_FALSE(Prefill(gate, 0.05, Far()));
+  gate.SetDecoding(2, 0.06);
+  EXPECT_DOUBLE_EQ(gate.PrefillSeconds(), 0.06);
+  EXPECT_TRUE(Prefill(gate, 0.05, Far()));
+  EXPECT_FALSE(Prefill(gate, 0.05, Far())) << "not twice without a token between";
+  { const TurnGate::Turn turn = gate.EnterDecode(); }
+  EXPECT_TRUE(Prefill(gate, 0.05, Far()));
+}
+
+TEST(TurnGateTest, ALatePromptIsLetInEverySecondTurn) {
+  TurnGate gate(absl::Milliseconds(100));
+  gate.SetDecoding(2, -1);
+  { const TurnGate::Turn turn = gate.EnterDecode(); }
+  EXPECT_TRUE(Prefill(gate, 0.05, Now()));
+  { const TurnGate::Turn turn = gate.EnterDecode(); }
+  EXPECT_TRUE(Prefill(gate, 0.05, Now()));
+}
+
+TEST(TurnGateTest, WithoutAnObjectiveStepsAlternate) {
+  TurnGate gate(absl::ZeroDuration());
+  gate.SetDecoding(1, -1);
+  { const TurnGate::Turn turn = gate.EnterDecode(); }
+  EXPECT_TRUE(Prefill(gate, 0.05, Far()));
+  EXPECT_FALSE(Prefill(gate, 0.05, Far()));
+}
+
+TEST(TurnGateTest, ASequenceSavesWhatItsObjectiveLeaves) {
+  const TurnGate gate(absl::Milliseconds(100));
+  EXPECT_EQ(gate.SavedSeconds(0, 0), 0);
+  EXPECT_GT(gate.SavedSeconds(10, 0.2), 0.3);
+  EXPECT_LT(gate.SavedSeconds(10, 0.2), 0.8) << "a part is kept back";
+  EXPECT_LT(gate.SavedSeconds(10, 2), 0);
 }
 
 }  // namespace
