@@ -6,6 +6,7 @@
 #include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -51,6 +52,7 @@ class Router final : public v1::ClusterService::Service {
     {
       std::lock_guard lock(mutex_);
       ++registrations_;
+      phase_ = report.info().phase();
       held_.clear();
       next_ = 0;
     }
@@ -61,6 +63,12 @@ class Router final : public v1::ClusterService::Service {
       if (std::exchange(ask_, false)) {
         response.set_resend_chunks(true);
         stream->Write(response);
+      }
+      if (const auto phase = std::exchange(assign_, v1::PHASE_UNSPECIFIED);
+          phase != v1::PHASE_UNSPECIFIED) {
+        v1::RegisterResponse assignment;
+        assignment.set_assign_phase(phase);
+        stream->Write(assignment);
       }
       if (report.has_load()) ++loads_;
       if (report.has_chunks()) Take(report.chunks());
@@ -75,7 +83,11 @@ class Router final : public v1::ClusterService::Service {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, kLimit, condition);
   }
-  /// Upon the next report: ends the stream; asks for a snapshot.
+  /// Upon the next report: assigns a phase; ends the stream; asks for a snapshot.
+  void Assign(v1::Phase phase) {
+    std::lock_guard lock(mutex_);
+    assign_ = phase;
+  }
   void End() {
     std::lock_guard lock(mutex_);
     end_ = true;
@@ -87,6 +99,7 @@ class Router final : public v1::ClusterService::Service {
 
   // For Wait.
   std::map<uint64_t, int> held_;
+  v1::Phase phase_ = v1::PHASE_UNSPECIFIED;  // at the last registration
   int registrations_ = 0, loads_ = 0, snapshots_ = 0, pieces_ = 0;
 
  private:
@@ -118,6 +131,7 @@ class Router final : public v1::ClusterService::Service {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool end_ = false, ask_ = false;  // guarded by mutex_, as all below and what Wait looks at
+  v1::Phase assign_ = v1::PHASE_UNSPECIFIED;
   uint64_t next_ = 0;
 };
 
@@ -203,6 +217,30 @@ TEST_F(ClusterClientTest, StopsWhileItWaitsAndWhileNobodyListens) {
   client.reset();
   const ClusterClient alone(
       {"127.0.0.1:1"}, v1::WorkerInfo{}, [] { return v1::WorkerLoad{}; }, kInterval, journal_);
+}
+
+TEST_F(ClusterClientTest, ObeysAnAssignedPhaseAndRegistersWithItFromThenOn) {
+  std::atomic<v1::Phase> phase = v1::PHASE_DECODE;
+  v1::WorkerInfo info;
+  info.set_worker_id("w");
+  info.set_phase(v1::PHASE_DECODE);
+  ClusterClient client(
+      {router_.address()}, info,
+      [&phase] {
+        v1::WorkerLoad load;
+        load.set_phase(phase);
+        return load;
+      },
+      kInterval, nullptr, [&phase](v1::Phase assigned) { phase = assigned; });
+  ASSERT_TRUE(router_.Wait([&] { return router_.registrations_ == 1 && router_.loads_ > 0; }));
+  EXPECT_TRUE(router_.Wait([&] { return router_.phase_ == v1::PHASE_DECODE; }));
+  router_.Assign(v1::PHASE_MIXED);
+  const int before = router_.loads_;
+  ASSERT_TRUE(router_.Wait([&] { return phase == v1::PHASE_MIXED && router_.loads_ > before; }));
+  router_.End();
+  EXPECT_TRUE(router_.Wait([&] {
+    return router_.registrations_ == 2 && router_.phase_ == v1::PHASE_MIXED;
+  }));
 }
 
 }  // namespace
