@@ -81,7 +81,7 @@ class LlamaSystem : public System {
       ports.push_back(FreePort());
       processes_.push_back(StartLlama(options, servers == 1 ? "0,1" : absl::StrCat(i),
                                       servers == 1 ? 2 : 1, ports.back()));
-      Await(ports.back(), *processes_.back(), "llama-server");
+      Await(ports.back(), "llama-server");
     }
     int port = ports[0];
     if (servers > 1) {
@@ -89,7 +89,7 @@ class LlamaSystem : public System {
       WriteBalancer(port, ports);
       processes_.push_back(std::make_unique<e2e::Process>(Flags{"haproxy", "-db", "-f", balancer_},
                                                           e2e::TemporaryPath(".haproxy.log")));
-      Await(port, *processes_.back(), "haproxy (Debian's package)");
+      Await(port, "haproxy (Debian's package)");
     }
     client_ = MakeLlamaClient(port);
   }
@@ -106,10 +106,15 @@ class LlamaSystem : public System {
   }
 
  private:
-  static void Await(int port, e2e::Process& process, const std::string& name) {
-    if (!e2e::WaitFor([&] { return Healthy(port) || !process.Running(); }) || !process.Running()) {
-      Die(absl::StrCat(name, " did not start: ", process.Log()));
+  /// The process started last answers on the port.
+  void Await(int port, const std::string& name) {
+    e2e::Process& process = *processes_.back();
+    if (e2e::WaitFor([&] { return Healthy(port) || !process.Running(); }) && process.Running()) {
+      return;
     }
+    const std::string log = process.Log();
+    processes_.clear();
+    Die(absl::StrCat(name, " did not start: ", log));
   }
 
   void WriteBalancer(int port, const std::vector<int>& servers) {
@@ -155,7 +160,11 @@ class TandemSystem : public System {
       Append(worker, options.worker_flags);
       daemons_.push_back(std::make_unique<e2e::DaemonProcess>(worker));
     }
-    if (!client.WaitWorkers(static_cast<int>(phases.size()))) Die("the workers did not register");
+    if (!client.WaitWorkers(static_cast<int>(phases.size()))) {
+      const std::string log = daemons_.back()->process().Log();
+      daemons_.clear();
+      Die(absl::StrCat("the workers did not register: ", log));
+    }
     client_ = MakeTandemClient(daemons_[0]->RouterAddress());
   }
 
