@@ -8,6 +8,7 @@
 namespace tandem::cli {
 
 /// As those in client.h.
+int RunPlanSearch(std::span<char* const> args, const Terminal& terminal);
 int RunPlanCompat(std::span<char* const> args, const Terminal& terminal);
 
 }  // namespace tandem::cli

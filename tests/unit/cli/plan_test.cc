@@ -104,9 +104,71 @@ TEST_F(PlanTest, CompatTakesTheFoldersOwnCoefficients) {
   EXPECT_THAT(bad.err, HasSubstr("coefficients.json: coefficients: 'max_num_tokens' is missing"));
 }
 
+constexpr char kCluster[] = R"(
+kv_bytes_per_token: 100e3
+kinds:
+  big:
+    prefill_base_s: 0.018
+    prefill_per_token_s: 1e-4
+    decode_base_s: 0.02
+    decode_per_sequence_s: 4e-5
+    kv_capacity_tokens: 65536
+nodes:
+  - {kind: big, group: a}
+  - {kind: big, group: b}
+links: {within: {bytes_per_s: 1e9}, between: {bytes_per_s: 1e8, rtt_s: 0.001}}
+)";
+
+TEST_F(PlanTest, SearchTellsThePlan) {
+  Write("cluster.yaml", kCluster);
+  Write("w.csv", "arrival_s,prompt_tokens,output_tokens\n0,500,20\n1,400,30\n2,300,25\n");
+  const auto search = [&](const std::string& workload) {
+    return Call(RunPlan,
+                {"search", "--cluster", Path("cluster.yaml"), "--workload", workload, "--ttft-slo",
+                 "0.5", "--tpot-slo", "0.03", "--requests=50", "--json", Path("plan.json")},
+                "");
+  };
+  for (const std::string& workload : {std::string("chat"), Path("w.csv")}) {
+    const Outcome outcome = search(workload);
+    EXPECT_EQ(outcome.code, kOk) << outcome.err;
+    EXPECT_THAT(outcome.out, HasSubstr("runner-up"));
+    EXPECT_THAT(outcome.out, HasSubstr("bottleneck"));
+    const auto plan = nlohmann::json::parse(Read("plan.json"));
+    EXPECT_EQ(plan.at("placements"), 7) << "of nine, two do only one thing";
+    EXPECT_GT(plan.at("best").at("goodput_rps"), 0);
+    EXPECT_GE(plan.at("best").at("goodput_rps"), plan.at("runner_up").at("goodput_rps"));
+    EXPECT_EQ(plan.at("one_more").size(), 2u);
+  }
+  EXPECT_THAT(search(Path("gone.csv")).err, HasSubstr("there is no file"));
+}
+
+TEST_F(PlanTest, SearchNamesTheFaultOfAClusterFile) {
+  const auto fault = [&](std::string from, const std::string& to) {
+    std::string text = kCluster;
+    text.replace(text.find(from), from.size(), to);
+    Write("cluster.yaml", text);
+    const Outcome outcome = Call(RunPlan,
+                                 {"search", "--cluster", Path("cluster.yaml"), "--workload=chat",
+                                  "--ttft-slo=1", "--tpot-slo=1"},
+                                 "");
+    EXPECT_EQ(outcome.code, kUsage);
+    return outcome.err;
+  };
+  EXPECT_THAT(fault("kinds:", "kinds: ["), HasSubstr("cluster.yaml: yaml-cpp: error"));
+  EXPECT_THAT(fault("kv_bytes", "kw_bytes"), HasSubstr("kv_bytes_per_token is missing"));
+  EXPECT_THAT(fault("kind: big", "kind: small"), HasSubstr("nodes: there is no kind 'small'"));
+  EXPECT_THAT(fault("0.018", "fast"),
+              HasSubstr("kinds: big: prefill_base_s must be a number from 0 to 1000"));
+  EXPECT_THAT(fault("decode_base_s", "decode_bass_s"), HasSubstr("decode_base_s is missing"));
+  EXPECT_THAT(fault("group: a", "rack: a"), HasSubstr("nodes: unknown key rack"));
+  EXPECT_THAT(fault("rtt_s", "rtt"), HasSubstr("links: between: unknown key rtt"));
+  EXPECT_THAT(fault("kind: big, group: a", "kind: big, count: 900"), HasSubstr("placements"));
+}
+
 TEST_F(PlanTest, TellsTheFaultOfACommandLine) {
   EXPECT_THAT(Call(RunPlan, {}, "").err, HasSubstr("tandem: plan: which command?"));
   EXPECT_THAT(Call(RunPlan, {"guess"}, "").err, HasSubstr("unknown command 'plan guess'"));
+  EXPECT_THAT(Call(RunPlan, {"search"}, "").err, HasSubstr("--cluster is missing"));
   EXPECT_THAT(Call(RunPlan, {"compat"}, "").err, HasSubstr("--cases is missing"));
   EXPECT_THAT(Call(RunPlan, {"compat", "--cases=x"}, "").err, HasSubstr("--out is missing"));
   const Outcome empty = Compat();
