@@ -91,7 +91,7 @@ class ClusterServiceImpl::RegisterCall final
     if (!registered()) return Join();
     if (report_.has_chunks()) return Follow(report_.chunks());
     service_->core_->view().Report(info_.worker_id(), report_.load(), absl::Now());
-    service_->core_->Wake();  // it may have room now
+    if (service_->core_->queue().queued() > 0) service_->core_->Wake();  // it may have room now
     StartRead(&report_);
   }
   void OnWriteDone(bool ok) override {

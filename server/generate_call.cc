@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "google/rpc/error_details.pb.h"
@@ -146,10 +147,27 @@ Entry GenerateCall::Enter(const v1::GenerateRequest& request) {
   usage_.set_prompt_tokens(static_cast<uint32_t>(context_.size()));
   text_.emplace(core_->shared_model(), request_.stops);
   NameChunks();
+  if (Entry entry = CheckInTime(); !entry.status.ok()) return entry;
   core_->queue().Describe(ticket_, Wanted(), chunk_ids_);
   described_ = true;
   if (its_turn_) Place("new", true);
   return {};
+}
+
+/// Whether the first token can come in time, were the request the only one in the queue.
+Entry GenerateCall::CheckInTime() const {
+  const absl::Time now = absl::Now();
+  const auto forecast = core_->view().Predict(Wanted(), now);
+  double limit_s = absl::ToDoubleSeconds(deadline_ - now);
+  if (const absl::Duration most = core_->options().max_ttft; most > absl::ZeroDuration()) {
+    limit_s = std::min(limit_s, absl::ToDoubleSeconds(most));
+  }
+  if (!forecast.ok() || forecast->ttft_s <= limit_s) return {};
+  return {.status = absl::ResourceExhaustedError(
+              absl::StrFormat("the first token would take about %.2f s, the limit is %.2f s",
+                              forecast->ttft_s, std::max(0.0, limit_s))),
+          .reason = "too_late",
+          .retry_after = absl::Seconds(core_->queue().RetryAfter())};
 }
 
 /// Into the router's queue, before the prompt is tokenised.
@@ -163,8 +181,10 @@ Entry GenerateCall::Queue(const v1::GenerateRequest& request, const CheckedReque
   const uint32_t n_output =
       std::min(kExpectedTokens, request.max_tokens() == 0 ? kExpectedTokens : request.max_tokens());
   const absl::Time now = absl::Now();
-  const auto forecast =
-      core_->view().Predict({.prompt_tokens = n_prompt, .max_tokens = n_output}, now);
+  // Of a prompt that may be cached the wait alone is certain, as long as it is not tokenised.
+  const bool may_be_cached = !checked.bypass_cache && core_->directory().size() > 0;
+  const auto forecast = core_->view().Predict(
+      {.prompt_tokens = may_be_cached ? 1 : n_prompt, .max_tokens = n_output}, now);
   if (!forecast.ok()) {
     return {.status = forecast.status(),
             .reason = "no_worker",

@@ -62,6 +62,8 @@ class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBu
   Entry Queue(const v1::GenerateRequest& request, const CheckedRequest& checked,
               absl::Time deadline);
   void Refuse(Entry entry);
+  // Expects mutex_ to be held.
+  Entry CheckInTime() const;
 
   void OnTurn() override;
   void OnRemoved(scheduler::Refusal why, double retry_after_s) override;

@@ -114,10 +114,11 @@ void RequestQueue::Pump() {
   again_ = true;
   if (pumping_) return;
   pumping_ = true;
+  std::vector<scheduler::Ticket> late = admission_.Expire(Seconds(absl::Now()));
   while (std::exchange(again_, false)) {
     const absl::Time now = absl::Now();
     std::vector<std::shared_ptr<QueuedRequest>> displaced = std::exchange(displaced_, {}), expired;
-    for (const scheduler::Ticket ticket : admission_.Expire(Seconds(now))) {
+    for (const scheduler::Ticket ticket : std::exchange(late, {})) {
       expired.push_back(Take(ticket).request);
     }
     Waiting next;
