@@ -45,7 +45,7 @@ double Exhaustive(const PlanTask& task) {
 
 TEST(SearchPlan, FindsWhatTryingEverythingFinds) {
   for (const char* workload : {"chat", "summarisation"}) {
-    for (const auto& [ttft_s, tpot_s] : {std::pair{0.3, 0.03}, {1.0, 0.1}}) {
+    for (const auto& [ttft_s, tpot_s] : {std::pair{0.5, 0.05}}) {
       for (const std::vector<NodeClass>& classes :
            std::vector<std::vector<NodeClass>>{{{.name = "a", .count = 4, .speed = Speed()}},
                                                {{.name = "a", .count = 2, .speed = Speed()},
