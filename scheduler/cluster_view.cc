@@ -10,9 +10,6 @@
 namespace tandem::scheduler {
 namespace {
 
-/// How often workers that have fallen silent are looked for on the way.
-constexpr absl::Duration kLookInterval = absl::Milliseconds(50);
-
 double Seconds(absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); }
 
 /// FNV-1a and splitmix64's last steps: the same in every router, unlike absl's hashes.
@@ -77,7 +74,8 @@ uint64_t ClusterView::Add(v1::WorkerInfo info, absl::Time now) {
   index_of_address_[info.data_address()] = entry.index;
   entry.info = std::move(info);
   entry.load.Clear();
-  entry.reported = entry.progressed = now;
+  SetReported(entry, now);
+  entry.progressed = now;
   entry.told = false;
   entry.registration = ++registrations_;
   TellDispatcher(entry, now);
@@ -90,10 +88,11 @@ void ClusterView::Remove(const std::string& worker_id, uint64_t registration) {
   if (found == entries_.end() || found->second.registration != registration) return;
   const Entry& entry = found->second;
   dispatcher_.Remove(entry.index);
+  by_report_.erase({entry.reported, entry.index});
   entry_of_index_[entry.index] = nullptr;
   const auto at = index_of_address_.find(entry.info.data_address());
   if (at != index_of_address_.end() && at->second == entry.index) index_of_address_.erase(at);
-  absl::erase_if(index_of_node_, [&](const auto& each) { return each.second == entry.index; });
+  std::replace(index_of_node_.begin(), index_of_node_.end(), entry.index, kNoWorker);
   entries_.erase(found);
 }
 
@@ -106,13 +105,22 @@ void ClusterView::Report(const std::string& worker_id, v1::WorkerLoad load, absl
     entry.progressed = now;
   }
   entry.load = std::move(load);
-  entry.reported = now;
+  SetReported(entry, now);
   if (!Stalled(entry)) entry.told = false;
   if (directory_ != nullptr) {
-    if (const auto number = directory_->NumberOf(worker_id)) index_of_node_[*number] = entry.index;
+    if (const auto number = directory_->NumberOf(worker_id)) {
+      if (index_of_node_.size() <= *number) index_of_node_.resize(*number + 1, kNoWorker);
+      index_of_node_[*number] = entry.index;
+    }
   }
   TellLinks(entry);
   TellDispatcher(entry, now);
+}
+
+void ClusterView::SetReported(Entry& entry, absl::Time now) {
+  by_report_.erase({entry.reported, entry.index});
+  entry.reported = now;
+  by_report_.emplace(now, entry.index);
 }
 
 void ClusterView::TellLinks(const Entry& entry) {
@@ -163,10 +171,9 @@ bool ClusterView::IsUsable(const Entry& entry, absl::Time now) const {
 }
 
 void ClusterView::SuspendSilent(absl::Time now) {
-  if (now - looked_for_silent_ < kLookInterval && now >= looked_for_silent_) return;
-  looked_for_silent_ = now;
-  for (const auto& [id, entry] : entries_) {
-    if (Silent(entry, now)) dispatcher_.Suspend(entry.index);
+  for (const auto& [reported, index] : by_report_) {
+    if (now - reported <= options_.worker_timeout) break;
+    dispatcher_.Suspend(index);
   }
 }
 
@@ -198,10 +205,11 @@ std::vector<CachedAt> ClusterView::Cached(const Placement& what) const {
   std::vector<CachedAt> cached;
   if (directory_ == nullptr || what.chunk_ids.empty()) return cached;
   for (const LeadingChunks& node : directory_->Leading(what.chunk_ids, what.kv_floor)) {
-    const auto index = index_of_node_.find(node.node);
-    if (index == index_of_node_.end()) continue;
-    const uint32_t chunk_tokens = entry_of_index_[index->second]->info.chunk_tokens();
-    cached.push_back({.worker = index->second, .tokens = node.n_chunks * chunk_tokens});
+    if (node.node >= index_of_node_.size()) continue;
+    const WorkerIndex index = index_of_node_[node.node];
+    if (index == kNoWorker) continue;
+    const uint32_t chunk_tokens = entry_of_index_[index]->info.chunk_tokens();
+    cached.push_back({.worker = index, .tokens = node.n_chunks * chunk_tokens});
   }
   return cached;
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -170,6 +171,7 @@ class ClusterView {
   bool Stalled(const Entry& entry) const;
   bool IsUsable(const Entry& entry, absl::Time now) const;
   void TellDispatcher(const Entry& entry, absl::Time now);
+  void SetReported(Entry& entry, absl::Time now);
   void TellLinks(const Entry& entry);
   void SuspendSilent(absl::Time now);
   WorkerIndex IndexOf(const std::string& worker_id) const;
@@ -183,14 +185,14 @@ class ClusterView {
   mutable std::mutex mutex_;
   // Guarded by mutex_, as all below.
   std::map<std::string, Entry> entries_;
-  std::vector<const Entry*> entry_of_index_;                        // null: nobody
-  absl::flat_hash_map<uint16_t, WorkerIndex> index_of_node_;        // by number in the directory
+  std::set<std::pair<absl::Time, WorkerIndex>> by_report_;  // the longest silent first
+  std::vector<const Entry*> entry_of_index_;                // null: nobody
+  std::vector<WorkerIndex> index_of_node_;  // by number in the directory; kNoWorker: nobody
   absl::flat_hash_map<std::string, WorkerIndex> index_of_address_;  // by data address
   Dispatcher dispatcher_;
   std::mt19937_64 random_;
   OutputLengthEstimate lengths_;
   LatencyModel typical_;  // the last that was measured, for workers that have measured nothing
-  absl::Time looked_for_silent_ = absl::InfinitePast();
   uint64_t registrations_ = 0;
 };
 

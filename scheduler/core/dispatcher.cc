@@ -15,6 +15,7 @@ WorkerIndex Dispatcher::Add() {
   if (free_workers_.empty()) {
     free_workers_.push_back(static_cast<WorkerIndex>(workers_.size()));
     workers_.emplace_back();
+    hot_.emplace_back();
     links_.emplace_back();
   }
   const WorkerIndex index = free_workers_.back();
@@ -23,6 +24,7 @@ WorkerIndex Dispatcher::Add() {
   workers_[index] = Worker();
   workers_[index].generation = generation;
   workers_[index].live = true;
+  Refresh(index);
   return index;
 }
 
@@ -31,6 +33,7 @@ void Dispatcher::Remove(WorkerIndex worker) {
   workers_[worker].live = false;
   workers_[worker].report = WorkerReport();
   ++workers_[worker].generation;
+  Refresh(worker);
   links_[worker].clear();
   for (auto& row : links_) {
     if (row.size() > worker) row[worker] = Link();
@@ -42,17 +45,16 @@ void Dispatcher::Remove(WorkerIndex worker) {
 }
 
 void Dispatcher::Suspend(WorkerIndex worker) {
+  if (!hot_[worker].takes_prefill && !hot_[worker].takes_decode) return;
   workers_[worker].report.takes_prefill = false;
   workers_[worker].report.takes_decode = false;
+  Refresh(worker);
 }
 
 void Dispatcher::Report(WorkerIndex index, const WorkerReport& report, double now_s) {
   Worker& worker = workers_[index];
   worker.report = report;
   worker.reported_s = now_s;
-  const LatencyModel& latency = report.latency;
-  const uint32_t step = std::max(1u, latency.saturation_tokens);
-  worker.token_s = latency.prefill.Seconds(step, 0) / step;
   const double known_s = now_s - options_.report_lag_s;
   for (auto& pending = worker.pending_prefill; !pending.empty(); pending.pop_front()) {
     if (pending.front().since_s > known_s) break;
@@ -62,12 +64,46 @@ void Dispatcher::Report(WorkerIndex index, const WorkerReport& report, double no
     if (pending.front().since_s > known_s) break;
     if (Assignment* assignment = Find(pending.front().id)) DecodeReported(*assignment);
   }
+  Refresh(index);
+}
+
+void Dispatcher::Refresh(WorkerIndex index) {
+  const Worker& worker = workers_[index];
+  const WorkerReport& report = worker.report;
+  const LatencyModel& latency = report.latency;
+  Hot& hot = hot_[index];
+  hot.takes_prefill = report.takes_prefill;
+  hot.takes_decode = report.takes_decode;
+  hot.decode_first = report.decode_first;
+  const uint32_t step_tokens = std::max(1u, latency.saturation_tokens);
+  hot.prefill = latency.prefill;
+  hot.full_step_s = std::max(1e-9, latency.prefill.Seconds(step_tokens));
+  hot.per_step_token = 1.0 / step_tokens;
+  const double token_s = hot.full_step_s * hot.per_step_token;
+  hot.reported_s = worker.reported_s;
+  hot.reported_ahead_s = static_cast<double>(report.tokens_to_compute) * token_s;
+  hot.assigned_ahead_s = static_cast<double>(worker.prefill_tokens) * token_s;
+  const uint64_t context = report.kv_used_tokens + worker.context_tokens;
+  hot.step_s = report.decode_running == 0
+                   ? 0
+                   : latency.decode.StepSeconds(report.decode_running, report.kv_used_tokens);
+  const uint32_t places = std::max(1u, report.max_sequences);
+  const uint32_t n_sequences = report.decode_running + report.decode_waiting + worker.sequences;
+  hot.next_step_s = latency.decode.StepSeconds(std::min(n_sequences + 1, places), context);
+  hot.per_context_token_s = latency.decode.per_context_token_s;
+  hot.least_piece_s = latency.prefill.Seconds(options_.min_piece_tokens);
+  hot.lives_to_wait =
+      n_sequences < places ? 0 : static_cast<double>(n_sequences - places + 1) / places;
+  hot.life_tokens = static_cast<double>(report.kv_expected_tokens + worker.life_tokens);
+  hot.per_capacity_token =
+      report.kv_capacity_tokens == 0 ? 0 : 1 / static_cast<double>(report.kv_capacity_tokens);
 }
 
 void Dispatcher::SetLink(WorkerIndex from, WorkerIndex to, const Link& link) {
   std::vector<Link>& row = links_[from];
   if (row.size() <= to) row.resize(workers_.size());
   row[to] = link;
+  fastest_bytes_per_s_ = std::max(fastest_bytes_per_s_, link.bytes_per_s);
 }
 
 Link Dispatcher::LinkBetween(WorkerIndex from, WorkerIndex to) const {
@@ -110,6 +146,7 @@ AssignmentId Dispatcher::Assign(const Work& work, const Candidate& choice, doubl
     ++worker.assigned_prefill;
     worker.prefill_tokens += assignment.compute_tokens;
     worker.pending_prefill.push_back({id, now_s});
+    Refresh(choice.prefill);
   }
   if (work.needs_decode && choice.decode != kNoWorker) {
     Worker& worker = workers_[choice.decode];
@@ -118,6 +155,7 @@ AssignmentId Dispatcher::Assign(const Work& work, const Candidate& choice, doubl
     ++worker.sequences;
     worker.context_tokens += assignment.prompt_tokens;
     worker.life_tokens += assignment.life_tokens;
+    Refresh(choice.decode);
   }
   return id;
 }
@@ -139,6 +177,7 @@ void Dispatcher::PrefillReported(Assignment& assignment) {
   Worker* const worker = Find(assignment.prefill);
   if (worker != nullptr && assignment.prefill.unreported) {
     worker->prefill_tokens -= assignment.compute_tokens;
+    Refresh(assignment.prefill.worker);
   }
   assignment.prefill.unreported = false;
 }
@@ -149,6 +188,7 @@ void Dispatcher::DecodeReported(Assignment& assignment) {
     --worker->sequences;
     worker->context_tokens -= assignment.prompt_tokens;
     worker->life_tokens -= assignment.life_tokens;
+    Refresh(assignment.decode.worker);
   }
   assignment.decode.unreported = false;
 }
@@ -192,9 +232,9 @@ uint32_t Dispatcher::assigned(WorkerIndex worker) const {
 
 double Dispatcher::PrefillTokensPerSecond() const {
   double rate = 0;
-  for (const Worker& worker : workers_) {
-    if (worker.report.takes_prefill && !worker.report.decode_first && worker.token_s > 0) {
-      rate += 1 / worker.token_s;
+  for (const Hot& hot : hot_) {
+    if (hot.takes_prefill && !hot.decode_first) {
+      rate += 1 / (hot.full_step_s * hot.per_step_token);
     }
   }
   return rate;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -119,7 +120,8 @@ class Dispatcher {
     uint32_t min_piece_tokens = 32;
   };
   Dispatcher() : Dispatcher(Options()) {}
-  explicit Dispatcher(const Options& options) : options_(options) {}
+  explicit Dispatcher(const Options& options);
+  ~Dispatcher();
 
   /// A node is there; it takes nothing before its first report.
   WorkerIndex Add();
@@ -171,7 +173,6 @@ class Dispatcher {
     bool live = false;
     WorkerReport report;
     double reported_s = 0;
-    double token_s = 0;  // of computing one prompt token, its share of the step included
     uint32_t assigned_prefill = 0, assigned_decode = 0;
     // Assigned, and not in the last report.
     uint64_t prefill_tokens = 0;
@@ -189,8 +190,25 @@ class Dispatcher {
     Part prefill, decode;
     uint32_t compute_tokens = 0, prompt_tokens = 0, life_tokens = 0;
   };
+  /// What a choice wants to know of a worker, made ready when it changes: a choice looks at all.
+  struct Hot {
+    bool takes_prefill = false, takes_decode = false, decode_first = false;
+    // Of the prompts ahead: those reported, from reported_s on worked off; those assigned since.
+    double reported_s = 0, reported_ahead_s = 0, assigned_ahead_s = 0;
+    double full_step_s = 0;     // of L_m tokens
+    double per_step_token = 0;  // 1 / L_m
+    PrefillCost prefill;
+    // Of its decode steps now, and with one more sequence, whose context adds per_context_token_s.
+    double step_s = 0, next_step_s = 0, per_context_token_s = 0;
+    double least_piece_s = 0;  // a prefill step between two of them, at the least
+    // Share of an expected life to wait for a place; KV expected, and 1 / capacity.
+    double lives_to_wait = 0, life_tokens = 0, per_capacity_token = 0;
+  };
   class Choice;
+  /// A choice's vectors, kept from one to the next.
+  struct Scratch;
 
+  void Refresh(WorkerIndex worker);
   Worker* Find(const Part& part);
   Assignment* Find(AssignmentId id);
   void PrefillReported(Assignment& assignment);
@@ -200,13 +218,16 @@ class Dispatcher {
 
   const Options options_;
   std::vector<Worker> workers_;
+  std::vector<Hot> hot_;  // by worker
   std::vector<WorkerIndex> free_workers_;
   // By from, then to; short rows, and links of no bytes per second, are not measured.
   std::vector<std::vector<Link>> links_;
+  double fastest_bytes_per_s_ = 0;                 // that any link ever had
   absl::flat_hash_map<uint64_t, double> avoided_;  // pair → until
   std::vector<Assignment> assignments_;
   std::vector<uint32_t> free_assignments_;
   size_t n_assignments_ = 0;
+  std::unique_ptr<Scratch> scratch_;
 };
 
 }  // namespace tandem::scheduler

@@ -1,0 +1,109 @@
+#include "scheduler/core/latency_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+namespace tandem::scheduler {
+namespace {
+
+const PrefillCost kPrefill = {.base_s = 0.004, .per_token_s = 2e-4, .per_position_s = 3e-8};
+
+double Noise(std::mt19937_64& random) {
+  return std::exp(std::normal_distribution<double>(0, 0.05)(random));
+}
+
+/// Steps of random size with 5 % noise, every `outlier`-th ten times as long.
+void Prefill(LatencyLearner& learner, const PrefillCost& cost, int n, int outlier, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  for (int i = 1; i <= n; ++i) {
+    const uint64_t tokens = 16 + random() % 500, first = random() % 1500;
+    double seconds = cost.Seconds(tokens, first) * Noise(random);
+    if (outlier != 0 && i % outlier == 0) seconds *= 10;
+    learner.ObservePrefill(tokens, PrefillCost::PositionSum(tokens, first), seconds);
+  }
+}
+
+void ExpectLike(const PrefillCost& found, const PrefillCost& real, double share) {
+  for (const auto& [n, first] : {std::pair(32, 0), std::pair(512, 0), std::pair(512, 1500)}) {
+    EXPECT_NEAR(found.Seconds(n, first), real.Seconds(n, first), share * real.Seconds(n, first))
+        << n << " tokens at " << first;
+  }
+}
+
+TEST(LatencyModelTest, PromptsGoInSteps) {
+  LatencyModel model;
+  model.saturation_tokens = 100;
+  EXPECT_DOUBLE_EQ(model.PromptSeconds(0), 0);
+  EXPECT_DOUBLE_EQ(model.PromptSeconds(100), model.prefill.Seconds(100));
+  EXPECT_NEAR(model.PromptSeconds(250),
+              model.prefill.Seconds(100, 0) + model.prefill.Seconds(100, 100) +
+                  model.prefill.Seconds(50, 200),
+              1e-12);
+}
+
+TEST(LatencyLearnerTest, FindsTheCoefficients) {
+  LatencyLearner learner;
+  Prefill(learner, kPrefill, 400, 0, 1);
+  ExpectLike(learner.model().prefill, kPrefill, 0.05);
+  EXPECT_EQ(learner.model().prefill_samples, 397u);  // the first three are warm-up
+  // 0.9 of the highest rate: n ≥ 9 base / per_token = 180.
+  EXPECT_NEAR(learner.model().saturation_tokens, 192, 64);
+}
+
+TEST(LatencyLearnerTest, OutliersHardlyCount) {
+  LatencyLearner learner;
+  Prefill(learner, kPrefill, 600, 20, 2);
+  ExpectLike(learner.model().prefill, kPrefill, 0.15);
+}
+
+TEST(LatencyLearnerTest, FollowsALastingChange) {
+  LatencyLearner learner;
+  Prefill(learner, kPrefill, 400, 0, 3);
+  const PrefillCost slower = {.base_s = 0.012, .per_token_s = 6e-4, .per_position_s = 9e-8};
+  Prefill(learner, slower, 800, 0, 4);
+  ExpectLike(learner.model().prefill, slower, 0.15);
+}
+
+TEST(LatencyLearnerTest, CoefficientsAreNeverNegative) {
+  LatencyLearner learner;
+  std::mt19937_64 random(5);
+  for (int i = 0; i < 300; ++i) {
+    // Longer steps take less: no such line has a positive slope.
+    const uint64_t tokens = 10 + random() % 500;
+    learner.ObservePrefill(tokens, 0, 0.1 - 1e-4 * static_cast<double>(tokens));
+    const PrefillCost& cost = learner.model().prefill;
+    ASSERT_GE(std::min({cost.base_s, cost.per_token_s, cost.per_position_s}), 0);
+    ASSERT_LE(learner.model().saturation_tokens, 2048u);
+  }
+}
+
+TEST(LatencyLearnerTest, NonsenseIsIgnored) {
+  LatencyLearner learner;
+  Prefill(learner, kPrefill, 100, 0, 6);
+  const PrefillCost before = learner.model().prefill;
+  for (const double seconds : {0.0, -1.0, std::nan(""), HUGE_VAL}) {
+    learner.ObservePrefill(100, 0, seconds);
+  }
+  learner.ObservePrefill(0, 0, 1);
+  EXPECT_EQ(learner.model().prefill.base_s, before.base_s);
+}
+
+TEST(LatencyLearnerTest, ABatchSizeMayBeSlowerThanItsNeighbours) {
+  LatencyLearner learner;
+  std::mt19937_64 random(7);
+  auto real = [](uint32_t n) { return n == 2 ? 0.028 : 0.008 + 0.002 * n; };
+  for (int i = 0; i < 800; ++i) {
+    const uint32_t n = 1 + random() % 8;
+    learner.ObserveDecode(n, 100 * n, real(n) * Noise(random));
+  }
+  const DecodeCost& cost = learner.model().decode;
+  for (uint32_t n = 1; n <= 8; ++n) {
+    EXPECT_NEAR(cost.StepSeconds(n, 100 * n), real(n), 0.15 * real(n)) << n;
+  }
+  EXPECT_GT(cost.StepSeconds(2, 200), 1.4 * cost.StepSeconds(3, 300));
+}
+
+}  // namespace
+}  // namespace tandem::scheduler
