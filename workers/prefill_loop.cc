@@ -16,8 +16,6 @@ constexpr std::chrono::milliseconds kBlockedWait{20};
 constexpr uint32_t kUsefulPiece = 128;
 // Prompts begin so many times their predicted work before their first tokens are due.
 constexpr double kTimesAhead = 1.3;
-// Shorter steps say little of what a token costs in a long one.
-constexpr uint32_t kMeasuredTokens = 64;
 
 }  // namespace
 
@@ -202,12 +200,13 @@ void PrefillLoop::Start(std::unique_ptr<Active> owned) {
   active.queue_s = active.since_queued.seconds();
   active.since_started = Stopwatch();
   if (active.job.max_tokens > 1) {
+    const auto n_tokens = static_cast<uint32_t>(active.job.tokens.size());
     auto published = server_->Publish(
         active.job.handoff_id, active.job.context,
         {.floor = std::min(options_.kv_floor, active.job.cache.floor),
-         .n_tokens = static_cast<uint32_t>(active.job.tokens.size()),
+         .n_tokens = n_tokens,
          .chunk_tokens = options_.chunk_tokens,
-         .seconds_per_token = seconds_per_token_},
+         .seconds_per_token = ComputeSeconds(0, n_tokens) / n_tokens},
         [this, context = active.job.context, events = active.job.events,
          bytes = active.reserved_bytes](absl::Status outcome, kvstore::HandoffStats stats) {
           OnReleased(*context, *events, bytes, std::move(outcome), stats);
@@ -272,10 +271,6 @@ void PrefillLoop::ComputeStep() {
   }
   speed_->PrefillStep(items, step.seconds());
   metrics_->PrefillStep(n_tokens, step.seconds());
-  if (n_tokens >= kMeasuredTokens) {
-    const double now = step.seconds() / n_tokens;
-    seconds_per_token_ = seconds_per_token_ == 0 ? now : 0.8 * seconds_per_token_ + 0.2 * now;
-  }
   {
     std::lock_guard lock(mutex_);
     rate_.Add(n_tokens, std::chrono::steady_clock::now());
@@ -353,7 +348,7 @@ void PrefillLoop::FinishPrompt(Active& active, size_t item) {
   const int32_t token = sampler.Sample(engine_->Logits(item), n);
   const bool stop = sampler.IsStop(token);
   const double prefill_s = active.since_started.seconds();
-  active.origins.saved_s = seconds_per_token_ * active.origins.reused() - active.waited_s;
+  active.origins.saved_s = ComputeSeconds(0, active.origins.reused()) - active.waited_s;
   metrics_->PrefillDone(n, active.origins.reused(), active.queue_s, prefill_s);
   metrics_->GeneratedTokens(1);
   CountOrigins(active);

@@ -172,8 +172,10 @@ class PrefillLoop {
   // Takes over the chunks that have come, and finds out how far may be computed.
   absl::Status Advance(Active& active);
   absl::Status TakeChunk(Active& active, size_t index);
-  // Seconds to compute a chunk, by the last steps, with the engine's other work considered.
-  double ChunkSeconds() const;
+  // Of tokens from position `first` on, alone; 0: not measured.
+  double ComputeSeconds(size_t first, size_t n_tokens) const;
+  // What computing a chunk takes, with the engine's other work considered.
+  kvstore::TextCost ChunkCost() const;
   // Drops retained prompts until a sequence is free and `n_tokens` more fit.
   void MakeRoom(uint64_t n_tokens);
   bool Retain(Active& active);
@@ -202,7 +204,6 @@ class PrefillLoop {
   std::vector<int32_t> free_sequences_;
   RetainedPrompts retained_;
   uint64_t kv_reserved_tokens_ = 0;
-  double seconds_per_token_ = 0;  // of the last steps; 0: not measured
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;

@@ -44,7 +44,8 @@ void PrefillLoop::FindPrefix(Active& active) {
   const size_t first = active.computed / options_.chunk_tokens;
   if (!more || first >= loadable.size()) return;
   active.may_compute = active.computed;
-  const double rest_s = seconds_per_token_ * (n - loadable.size() * options_.chunk_tokens);
+  const size_t loadable_tokens = loadable.size() * options_.chunk_tokens;
+  const double rest_s = ComputeSeconds(loadable_tokens, n - loadable_tokens);
   active.load = cache_->Load(job.context, std::move(loadable), first, job.cache,
                              absl::Seconds(rest_s), [this] {
                                std::lock_guard lock(mutex_);
@@ -53,9 +54,17 @@ void PrefillLoop::FindPrefix(Active& active) {
                              });
 }
 
-double PrefillLoop::ChunkSeconds() const {
-  const double token_s = seconds_per_token_ > 0 ? seconds_per_token_ : kUnmeasuredSecondsPerToken;
-  return token_s * options_.chunk_tokens * static_cast<double>(computing_.size());
+double PrefillLoop::ComputeSeconds(size_t first, size_t n_tokens) const {
+  const scheduler::LatencyModel model = speed_->model();
+  return model.prefill_samples > 0 ? model.PromptSeconds(n_tokens, first) : 0;
+}
+
+kvstore::TextCost PrefillLoop::ChunkCost() const {
+  const uint32_t n = options_.chunk_tokens;
+  const auto sharers = static_cast<double>(computing_.size());
+  const double first_s = ComputeSeconds(0, n);
+  if (first_s == 0) return kUnmeasuredSecondsPerToken * n * sharers;
+  return {first_s * sharers, (ComputeSeconds(n, n) - first_s) * sharers};
 }
 
 absl::Status PrefillLoop::Advance(Active& active) {
@@ -67,7 +76,7 @@ absl::Status PrefillLoop::Advance(Active& active) {
       active.may_compute = n;
       break;
     }
-    switch (active.load->Decide(index, ChunkSeconds())) {
+    switch (active.load->Decide(index, ChunkCost())) {
       case kvstore::ContextLoad::Next::kReady:
         RETURN_IF_ERROR(TakeChunk(active, index));
         break;

@@ -10,6 +10,10 @@ using codec::Level;
 
 /// The prior counts as much as so many seconds of measurement.
 constexpr double kPriorWeightS = 0.01;
+/// Of a window.
+constexpr double kRoundTrips = 4;
+/// How much slower a link may suddenly become.
+constexpr double kSlowdown = 10;
 /// Computing must win by this much: estimates err, and it costs energy that loading does not.
 constexpr double kTextMargin = 1.1;
 constexpr double kNever = std::numeric_limits<double>::infinity();
@@ -28,6 +32,10 @@ double ChunkSeconds(const LoadState& state, Level level) {
 }
 
 }  // namespace
+
+void RateEstimator::SetRoundTrip(double seconds) {
+  window_s_ = std::clamp(kRoundTrips * seconds, kLeastWindowS, kMostWindowS);
+}
 
 void RateEstimator::Resume(double now_s, uint64_t total_bytes) {
   if (running_) return Observe(now_s, total_bytes);
@@ -50,14 +58,14 @@ void RateEstimator::Observe(double now_s, uint64_t total_bytes) {
   busy_s_ = busy_before_s_ + std::max(0.0, now_s - resumed_s_);
   samples_.push_back({busy_s_, total_bytes - not_counted_});
   // One sample at or before the window's beginning stays.
-  while (samples_.size() > 2 && samples_[1].busy_s <= busy_s_ - kWindowS) samples_.pop_front();
+  while (samples_.size() > 2 && samples_[1].busy_s <= busy_s_ - window_s_) samples_.pop_front();
 }
 
 double RateEstimator::bytes_per_s() const {
   if (samples_.size() < 2) return prior_;
   const double seconds = samples_.back().busy_s - samples_.front().busy_s;
   const double bytes = static_cast<double>(samples_.back().bytes - samples_.front().bytes);
-  const double prior_s = kPriorWeightS * std::max(0.0, 1 - busy_s_ / kWindowS);
+  const double prior_s = kPriorWeightS * std::max(0.0, 1 - busy_s_ / window_s_);
   if (seconds + prior_s <= 0) return prior_;
   return (bytes + prior_ * prior_s) / (seconds + prior_s);
 }
@@ -77,13 +85,28 @@ double PredictSeconds(const LoadState& state, Level level) {
   return std::min(alone_s, together_s);
 }
 
+double WorstSeconds(const LoadState& state, Level level, Level floor) {
+  double smallest = state.chunk_bytes[Index(level)];
+  for (const Level other : codec::kAllLevels) {
+    const double bytes = state.chunk_bytes[Index(other)];
+    if (other <= floor && bytes > 0) smallest = std::min(smallest, bytes);
+  }
+  const double bytes = state.in_flight_bytes + state.chunk_bytes[Index(level)] +
+                       smallest * (std::max(1u, state.n_chunks) - 1);
+  const double link_s =
+      kSlowdown * bytes / std::max(1.0, state.bytes_per_s) + state.decode_s[Index(level)];
+  // It takes a window until it is noticed.
+  const double text_s = state.text_s > 0 ? RateEstimator::kLeastWindowS + state.text_all_s : kNever;
+  return std::min(link_s, text_s);
+}
+
 Level ChooseLevel(const LoadState& state, Level floor) {
   Level fastest = floor;
   double fastest_s = kNever;
   for (const Level level : codec::kAllLevels) {
     if (level > floor) break;
     const double seconds = PredictSeconds(state, level);
-    if (seconds <= state.left_s) return level;
+    if (seconds <= state.left_s && WorstSeconds(state, level, floor) <= state.left_s) return level;
     if (seconds < fastest_s) {
       fastest = level;
       fastest_s = seconds;

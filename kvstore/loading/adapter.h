@@ -16,9 +16,13 @@ namespace tandem::kvstore {
 /// thread-safe; seconds are of any one steady clock.
 class RateEstimator {
  public:
-  static constexpr double kWindowS = 0.1;
+  static constexpr double kLeastWindowS = 0.02, kMostWindowS = 0.5;
   /// `prior_bytes_per_s`: what is believed before anything was measured.
   explicit RateEstimator(double prior_bytes_per_s) : prior_(prior_bytes_per_s) {}
+
+  /// TCP sends in bursts, one a round trip or so: the window spans several of them.
+  void SetRoundTrip(double seconds);
+  double window_s() const { return window_s_; }
 
   /// The sender has something to send from now on. Time without is not counted.
   void Resume(double now_s, uint64_t total_bytes);
@@ -35,6 +39,7 @@ class RateEstimator {
     uint64_t bytes;
   };
   const double prior_;
+  double window_s_ = kLeastWindowS;
   bool running_ = false;
   double resumed_s_ = 0, busy_before_s_ = 0, busy_s_ = 0;
   uint64_t not_counted_ = 0, paused_at_ = 0;
@@ -53,8 +58,11 @@ struct LoadState {
   double bytes_per_s = 0;
   /// Seconds to decode a chunk, by level.
   std::array<double, 5> decode_s{};
-  /// Seconds to compute a chunk from its text; 0: the engine has no time for that.
+  /// Seconds to compute, from its text, the first chunk that the engine lacks; 0: the engine has no
+  /// time for that.
   double text_s = 0;
+  /// Seconds to compute all that are not here yet, those on their way included.
+  double text_all_s = 0;
   /// Until the context should be ready.
   double left_s = 0;
 };
@@ -63,8 +71,15 @@ struct LoadState {
 /// front what has not been asked for. Infinity when nothing holds that level.
 double PredictSeconds(const LoadState& state, codec::Level level);
 
-/// The finest level, not coarser than `floor`, with which the context is ready in time; when none
-/// is, the one with which it is ready first. `floor` when no level is held.
+/// Seconds until all is here if the link becomes ten times slower as soon as one more chunk, at
+/// `level`, has been asked for: all that comes after that one comes at the smallest level not
+/// coarser than `floor`, or the engine computes everything.
+double WorstSeconds(const LoadState& state, codec::Level level, codec::Level floor);
+
+/// The finest level, not coarser than `floor`, with which the context is ready in time even if the
+/// link gets slower meanwhile (WorstSeconds); when there is none, the one with which it is ready
+/// first. CacheGen's Algorithm 1 asks only whether it is ready in time if nothing changes, so that
+/// whatever changes for the worse makes it late. `floor` when no level is held.
 codec::Level ChooseLevel(const LoadState& state, codec::Level floor);
 
 /// Whether the first chunk that the engine lacks should be computed rather than waited for: when

@@ -59,6 +59,15 @@ struct LoadRequest {
   std::function<void()> on_progress;
 };
 
+/// What computing a chunk from its text would take now, in seconds: each attends to all before it,
+/// so later ones take longer.
+struct TextCost {
+  /// Chunk 0, and how much more for each later one. REQUIRES: first_s > 0.
+  TextCost(double first_s, double more_s = 0) : first_s(first_s), more_s(more_s) {}
+  double SecondsFor(size_t index) const { return first_s + more_s * static_cast<double>(index); }
+  double first_s, more_s;
+};
+
 /// One prompt's load. Thread-safe. A chunk's states:
 ///
 ///   sought ── nobody has it ──> absent        sought, held ── Next prefers text ──> absent
@@ -69,9 +78,8 @@ class ContextLoad {
   virtual ~ContextLoad() = default;
   enum class Next { kCompute, kWait, kReady };
   /// What to do about chunk `index`, the first that the engine lacks: take it, compute it, or wait
-  /// for it. `text_s`: how long computing a chunk would take now, > 0.
-  /// After kCompute the chunk is the caller's.
-  virtual Next Decide(size_t index, double text_s) = 0;
+  /// for it. After kCompute the chunk is the caller's.
+  virtual Next Decide(size_t index, const TextCost& text) = 0;
   /// True when nobody has chunk `index`: then it is the caller's.
   virtual bool TakeIfAbsent(size_t index) = 0;
   /// Chunks in all, those before first_chunk included.

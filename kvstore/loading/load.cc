@@ -230,9 +230,14 @@ void Load::Absent(size_t index) {
 }
 
 LoadState Load::StateLocked(double bytes_per_s) const {
-  LoadState state{.bytes_per_s = bytes_per_s, .text_s = text_s_, .left_s = LeftSeconds()};
+  LoadState state{.bytes_per_s = bytes_per_s, .left_s = LeftSeconds()};
+  if (text_) state.text_s = text_->SecondsFor(engine_at_);
   std::array<uint32_t, codec::kAllLevels.size()> n{};
-  for (const Chunk& chunk : chunks_) {
+  for (size_t i = 0; i < chunks_.size(); ++i) {
+    const Chunk& chunk = chunks_[i];
+    if (text_ && (chunk.state == State::kComing || chunk.state == State::kHeld)) {
+      state.text_all_s += text_->SecondsFor(i);
+    }
     if (chunk.state == State::kComing) {
       state.in_flight_bytes += static_cast<double>(chunk.asked_bytes);
     }
@@ -259,9 +264,11 @@ void Load::SetRate(size_t holder, double bytes_per_s, double received) {
   flows_[holder] = {.bytes_per_s = bytes_per_s, .received = received};
 }
 
-ContextLoad::Next Load::Decide(size_t index, double text_s) {
+ContextLoad::Next Load::Decide(size_t index, const TextCost& text) {
+  const double text_s = text.SecondsFor(index);
   std::lock_guard lock(mutex_);
-  text_s_ = text_s;
+  text_ = text;
+  engine_at_ = index;
   Chunk& chunk = chunks_[index];
   if (chunk.state == State::kReady) return Next::kReady;
   if (chunk.state == State::kAbsent || chunk.state == State::kTaken || stopped_) {

@@ -72,6 +72,7 @@ asio::awaitable<void> Load::CountBytes(ChunkSession& session, size_t holder, Rat
 asio::awaitable<absl::Status> Load::Converse(ChunkSession& session, size_t holder,
                                              RateEstimator& rate) {
   CO_RETURN_IF_ERROR(co_await FindAll(session, holder));
+  rate.SetRoundTrip(session.rtt_s());
   std::deque<std::pair<size_t, Level>> coming;
   for (;;) {
     while (coming.size() < kAskedAtOnce) {

@@ -75,7 +75,7 @@ class Load final : public ContextLoad, public std::enable_shared_from_this<Load>
   Load(std::shared_ptr<Loader> loader, LoadRequest request);
 
   void Begin();
-  Next Decide(size_t index, double text_s) override;
+  Next Decide(size_t index, const TextCost& text) override;
   bool TakeIfAbsent(size_t index) override;
   size_t size() const override { return request_.ids.size(); }
   Loaded Take(size_t index) override;
@@ -142,7 +142,9 @@ class Load final : public ContextLoad, public std::enable_shared_from_this<Load>
   std::vector<Chunk> chunks_;
   bool stopped_ = false;
   std::set<size_t> searching_;
-  double text_s_ = 0;  // as Decide was told last
+  // As Decide was asked last.
+  std::optional<TextCost> text_;
+  size_t engine_at_ = 0;
   struct Flow {
     double bytes_per_s = 0;
     /// Of what is coming.

@@ -36,10 +36,24 @@ TEST(RateEstimator, BelievesThePriorUntilItHasMeasured) {
 TEST(RateEstimator, AStepShowsWithinItsWindow) {
   Link link;
   link.Run(0.5, 50e6);
-  link.Run(RateEstimator::kWindowS + 0.01, 5e6);
+  link.Run(RateEstimator::kLeastWindowS + 0.01, 5e6);
   EXPECT_NEAR(link.estimator.bytes_per_s() / 5e6, 1, 0.1);
-  link.Run(RateEstimator::kWindowS + 0.01, 50e6);
+  link.Run(RateEstimator::kLeastWindowS + 0.01, 50e6);
   EXPECT_NEAR(link.estimator.bytes_per_s() / 50e6, 1, 0.1);
+}
+
+TEST(RateEstimator, ItsWindowSpansRoundTrips) {
+  // Bursts of 20 ms, then nothing for 20 ms: half of what a burst carries.
+  Link link;
+  link.estimator.SetRoundTrip(0.04);
+  for (int burst = 0; burst < 10; ++burst) {
+    link.Run(0.02, 50e6);
+    EXPECT_GT(link.estimator.bytes_per_s(), 15e6) << burst;
+    link.Run(0.02, 0);
+  }
+  EXPECT_NEAR(link.estimator.bytes_per_s() / 25e6, 1, 0.1);
+  link.estimator.SetRoundTrip(0);
+  EXPECT_EQ(link.estimator.window_s(), RateEstimator::kLeastWindowS);
 }
 
 TEST(RateEstimator, ACutShowsAsNothingAtAll) {
@@ -68,6 +82,7 @@ LoadState Context(double bytes_per_s, double left_s) {
           .bytes_per_s = bytes_per_s,
           .decode_s = {1e-3, 1e-3, 1e-3, 1e-3, 1e-3},
           .text_s = 0.03,
+          .text_all_s = 8 * 0.03,
           .left_s = left_s};
 }
 
@@ -77,6 +92,21 @@ TEST(Adapter, TakesTheFinestLevelThatIsInTime) {
   EXPECT_EQ(ChooseLevel(Context(125e6, 0.03), Level::kLossless), Level::kLossless)
       << "never below the floor";
   EXPECT_EQ(ChooseLevel(Context(125e6, 1), Level::kQ4), Level::kLossless);
+}
+
+TEST(Adapter, IsPreparedForALinkThatSlowsDown) {
+  // Lossless takes 58 ms if nothing changes. At a tenth of the rate one lossless chunk takes 72 ms,
+  // and seven at q1 another 53; computing everything 240 ms.
+  EXPECT_NEAR(WorstSeconds(Context(125e6, 0), Level::kLossless, Level::kQ1), 0.1262, 1e-4);
+  EXPECT_EQ(ChooseLevel(Context(125e6, 0.1), Level::kQ1), Level::kQ1);
+  EXPECT_EQ(ChooseLevel(Context(125e6, 0.13), Level::kQ1), Level::kLossless);
+  // On a slower link only the engine could help.
+  EXPECT_EQ(ChooseLevel(Context(40e6, 0.25), Level::kQ1), Level::kQ1);
+  EXPECT_EQ(ChooseLevel(Context(40e6, 0.27), Level::kQ1), Level::kLossless);
+  // Without one, nothing but a smaller chunk.
+  LoadState busy = Context(40e6, 0.27);
+  busy.text_s = 0;
+  EXPECT_EQ(ChooseLevel(busy, Level::kQ1), Level::kQ1);
 }
 
 TEST(Adapter, TakesTheQuickestWhenNoneIsInTime) {
@@ -134,6 +164,7 @@ double Simulate(uint32_t n, double deadline_s, const std::function<double(double
                     .in_flight_bytes = coming,
                     .bytes_per_s = estimator.bytes_per_s(),
                     .text_s = kTextS,
+                    .text_all_s = (back - front + (coming >= 1 ? 1 : 0)) * kTextS,
                     .left_s = deadline_s - now};
     if (coming < 1 && back > front) {
       coming = sizes[static_cast<size_t>(ChooseLevel(state, Level::kQ1))];
@@ -161,8 +192,8 @@ TEST(Adapter, KeepsToItsTimeWhenTheLinkChanges) {
     const auto down = [&](double t) { return t < at ? kFast : kSlow; };
     const auto cut = [&](double t) { return t >= at && t < at + 0.3 ? 0 : kFast; };
     // Computing everything takes 0.24 s; a change costs at most the estimator's window and a chunk.
-    EXPECT_LT(Simulate(8, 0.25, down), 0.25 + RateEstimator::kWindowS) << at;
-    EXPECT_LT(Simulate(8, 0.25, cut), 0.25 + RateEstimator::kWindowS + 0.03) << at;
+    EXPECT_LT(Simulate(8, 0.25, down), 0.25 + RateEstimator::kLeastWindowS) << at;
+    EXPECT_LT(Simulate(8, 0.25, cut), 0.25 + RateEstimator::kLeastWindowS + 0.03) << at;
   }
 }
 
