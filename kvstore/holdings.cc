@@ -37,6 +37,7 @@ bool Holdings::Erase(const ChunkId& id) {
   const auto found = slots_.find(id);
   if (found == slots_.end()) return false;
   if (found->second.pinned) --pins_;
+  EndLease(found->second);
   slots_.erase(found);
   return true;
 }
@@ -87,6 +88,42 @@ bool Holdings::SetPinned(const ChunkId& id, bool pinned) {
   if (found->second.pinned != pinned) pins_ += pinned ? 1 : -1;
   found->second.pinned = pinned;
   return true;
+}
+
+bool Holdings::AddLease(const ChunkId& id, uint64_t most_bytes) {
+  const auto found = slots_.find(id);
+  if (found == slots_.end()) return false;
+  Slot& slot = found->second;
+  if (slot.leases == 0) {
+    uint64_t bytes = 0;
+    for (const Place& place : slot.levels) bytes += place.in_memory ? place.bytes : 0;
+    if (leased_bytes_ + bytes > most_bytes) return false;
+    slot.leased_bytes = bytes;
+    leased_bytes_ += bytes;
+    ++leases_;
+  }
+  ++slot.leases;
+  return true;
+}
+
+void Holdings::DropLease(const ChunkId& id) {
+  const auto found = slots_.find(id);
+  // Removed meanwhile, and perhaps put again.
+  if (found == slots_.end() || found->second.leases == 0) return;
+  if (found->second.leases == 1) return EndLease(found->second);
+  --found->second.leases;
+}
+
+void Holdings::EndLease(Slot& slot) {
+  if (slot.leases == 0) return;
+  slot.leases = 0;
+  --leases_;
+  leased_bytes_ -= slot.leased_bytes;
+}
+
+bool Holdings::leased(const ChunkId& id) const {
+  const auto found = slots_.find(id);
+  return found != slots_.end() && found->second.leases > 0;
 }
 
 std::vector<Holdings::Listed> Holdings::List() const {

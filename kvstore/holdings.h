@@ -30,6 +30,13 @@ class Holdings {
   bool SetPinned(const ChunkId& id, bool pinned);
   uint64_t pins() const { return pins_; }
 
+  /// One more lease. False, and nothing is counted, when the id is not held or what is leased would
+  /// take more than `most_bytes` of memory.
+  bool AddLease(const ChunkId& id, uint64_t most_bytes);
+  void DropLease(const ChunkId& id);
+  bool leased(const ChunkId& id) const;
+  uint64_t leases() const { return leases_; }
+
   struct Listed {
     TierEntry entry;
     Origin origin;
@@ -45,13 +52,18 @@ class Holdings {
   struct Slot {
     uint32_t first_position = 0, n_tokens = 0;
     bool pinned = false;
+    uint32_t leases = 0;
+    uint64_t leased_bytes = 0;
     std::array<Place, codec::kAllLevels.size()> levels;
     uint8_t mask() const;
   };
+  void EndLease(Slot& slot);
   const Place* FindPlace(const ChunkKey& key) const;
 
   absl::flat_hash_map<ChunkId, Slot> slots_;
   uint64_t pins_ = 0;
+  /// Leased ids, and what they took of memory when the first lease began.
+  uint64_t leases_ = 0, leased_bytes_ = 0;
 };
 
 }  // namespace tandem::kvstore

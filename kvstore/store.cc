@@ -47,6 +47,8 @@ class TieredStore final : public Store {
   bool Remove(const ChunkId& id) override;
   void Discard(const ChunkKey& key) override;
   bool SetPinned(const ChunkId& id, bool pinned) override;
+  std::vector<ChunkId> Lease(std::span<const ChunkId> ids) override;
+  void Unlease(std::span<const ChunkId> ids) override;
   bool has_shared_tier() const override { return shared_ != nullptr; }
   void CountMiss() override { ++misses_; }
   void ForEach(
@@ -67,7 +69,7 @@ class TieredStore final : public Store {
   Fetched Hit(StoredChunkPtr chunk, Origin origin);
   absl::Status Miss(const absl::Status& status);
 
-  const uint64_t max_pending_bytes_;
+  const uint64_t max_pending_bytes_, max_leased_bytes_;
   const std::shared_ptr<ChunkJournal> journal_ = std::make_shared<ChunkJournal>();
   std::array<std::atomic<uint64_t>, 3> hits_{};
   std::atomic<uint64_t> misses_ = 0;
@@ -83,7 +85,7 @@ class TieredStore final : public Store {
 };
 
 TieredStore::TieredStore(const StoreOptions& options)
-    : max_pending_bytes_(options.max_pending_bytes) {
+    : max_pending_bytes_(options.max_pending_bytes), max_leased_bytes_(options.memory_bytes / 2) {
   memory_ = NewMemoryTier({.limit_bytes = options.memory_bytes,
                            .on_evicted = [this](StoredChunkPtr chunk) { Fall(chunk); }});
 }
@@ -171,10 +173,34 @@ bool TieredStore::SetPinned(const ChunkId& id, bool pinned) {
   std::lock_guard lock(mutex_);
   if (!holdings_.SetPinned(id, pinned)) return false;
   for (const Level level : codec::kAllLevels) {
-    memory_->SetPinned({id, level}, pinned);
+    memory_->SetPinned({id, level}, pinned || holdings_.leased(id));
     if (disk_) disk_->SetPinned({id, level}, pinned);
   }
   return true;
+}
+
+std::vector<ChunkId> TieredStore::Lease(std::span<const ChunkId> ids) {
+  std::vector<ChunkId> leased;
+  std::lock_guard lock(mutex_);
+  for (const ChunkId& id : ids) {
+    if (!holdings_.AddLease(id, max_leased_bytes_)) continue;
+    leased.push_back(id);
+    for (const Level level : codec::kAllLevels) {
+      const ChunkKey key{id, level};
+      if (memory_->SetPinned(key, true) || !disk_ || !holdings_.Holds(key)) continue;
+      disk_->Touch(key);
+    }
+  }
+  return leased;
+}
+
+void TieredStore::Unlease(std::span<const ChunkId> ids) {
+  std::lock_guard lock(mutex_);
+  for (const ChunkId& id : ids) {
+    holdings_.DropLease(id);
+    if (holdings_.leased(id) || holdings_.pinned(id)) continue;
+    for (const Level level : codec::kAllLevels) memory_->SetPinned({id, level}, false);
+  }
 }
 
 bool TieredStore::Remove(const ChunkId& id) {
@@ -327,6 +353,7 @@ StoreStats TieredStore::stats() const {
   add(Origin::kRedis, shared_queue_.get());
   std::lock_guard lock(mutex_);
   stats.pins = holdings_.pins();
+  stats.leases = holdings_.leases();
   return stats;
 }
 

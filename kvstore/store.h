@@ -46,8 +46,8 @@ struct StoreStats {
   uint64_t misses = 0;
   /// Write-behind, by Origin (memory's are 0). Dropped: no room to wait, or the write failed.
   std::array<uint64_t, 3> pending_bytes{}, dropped_writes{};
-  /// Pinned ids.
-  uint64_t pins = 0;
+  /// Pinned ids; leased ids.
+  uint64_t pins = 0, leases = 0;
 };
 
 /// All members are thread-safe. Nothing here waits for a disk or a Redis but the callbacks.
@@ -111,6 +111,13 @@ class Store {
   virtual void Discard(const ChunkKey& key) = 0;
   /// True when the id is held here.
   virtual bool SetPinned(const ChunkId& id, bool pinned) = 0;
+  /// Counts one more peer that was promised these chunks: until it calls Unlease, memory evicts
+  /// none of their levels that it holds now. What the disk alone holds counts as used. Leased
+  /// chunks take at most half of memory; beyond that a promise is only probable. Not kept over a
+  /// restart. Returns those that are leased.
+  virtual std::vector<ChunkId> Lease(std::span<const ChunkId> ids) = 0;
+  /// REQUIRES: as many calls of Lease that returned the id before.
+  virtual void Unlease(std::span<const ChunkId> ids) = 0;
   /// Somebody computed or fetched otherwise what was asked for by Find: a miss, for the statistics.
   /// Not for a Fetch that failed, which counts by itself.
   virtual void CountMiss() = 0;

@@ -84,7 +84,7 @@ struct KvMetrics::Families {
   };
   std::array<std::optional<TierFamilies>, 3> tiers;  // guarded by store_mutex
   Counter* misses = nullptr;
-  Gauge* pins = nullptr;
+  Gauge *pins = nullptr, *leases = nullptr;
   std::mutex store_mutex;
 };
 
@@ -92,6 +92,8 @@ void KvMetrics::Families::AddStore() {
   misses = &CounterFamily("tandem_kv_misses_total", "Prompts of which some chunk was nowhere")
                 .Add(labels);
   pins = &GaugeFamily("tandem_kv_pins", "Chunk ids kept from eviction").Add(labels);
+  leases = &GaugeFamily("tandem_kv_leases", "Chunk ids kept for peers that are loading them")
+                .Add(labels);
 }
 
 void KvMetrics::Families::AddTier(size_t i) {
@@ -202,6 +204,7 @@ void KvMetrics::SetStore(const kvstore::StoreStats& stats) {
   }
   raise(families_->misses, stats.misses);
   families_->pins->Set(static_cast<double>(stats.pins));
+  families_->leases->Set(static_cast<double>(stats.leases));
 }
 
 }  // namespace tandem::workers

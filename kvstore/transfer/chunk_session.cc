@@ -39,7 +39,7 @@ absl::StatusOr<ChunkKey> ParseKey(const std::string& id_bytes, uint32_t level) {
 }
 
 asio::awaitable<absl::Status> AnswerFind(FrameSocket& peer, const Frame& frame, Store& store,
-                                         absl::Duration limit) {
+                                         ChunkLease& lease, absl::Duration limit) {
   v1::Find request;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(frame.meta, request));
   std::vector<ChunkId> ids;
@@ -47,6 +47,9 @@ asio::awaitable<absl::Status> AnswerFind(FrameSocket& peer, const Frame& frame, 
     CO_ASSIGN_OR_RETURN(const ChunkId id, ParseId(bytes));
     ids.push_back(id);
   }
+  if (ids.empty()) lease.End();
+  // Before anybody looks: what is found must not be gone when it is asked for.
+  lease.Add(ids);
   v1::Found found;
   for (const Store::Holding& holding : store.Find(ids)) {
     v1::FoundChunk& chunk = *found.add_chunks();
@@ -139,6 +142,7 @@ asio::awaitable<absl::StatusOr<std::vector<LevelBytes>>> ChunkSession::Find(
     found = co_await AskFind(request);
   }
   CO_RETURN_IF_ERROR(found.status());
+  found_ = true;
   answered_at_ = bytes_read();
   std::vector<LevelBytes> held;
   for (const v1::FoundChunk& chunk : found->chunks()) {
@@ -190,6 +194,11 @@ asio::awaitable<absl::Status> ChunkSession::Give(const StoredChunk& chunk) {
 
 asio::awaitable<void> ChunkSession::End(absl::Status status) {
   if (use_.peer == nullptr) co_return;
+  // It need not hold anything for us any longer.
+  if (status.ok() && found_ && !use_.peer->lost()) {
+    const v1::Find nothing;
+    status = (co_await AskFind(nothing)).status();
+  }
   if (status.ok() && !use_.peer->lost()) {
     peers_->Park(use_);
   } else {
@@ -201,16 +210,25 @@ asio::awaitable<void> ChunkSession::End(absl::Status status) {
 }
 
 asio::awaitable<absl::Status> AnswerChunkRequest(FrameSocket& peer, const Frame& frame,
-                                                 Store* store, absl::Duration limit) {
+                                                 Store* store, ChunkLease& lease,
+                                                 absl::Duration limit) {
   const v1::FrameType type = frame.header.type;
   if (type != v1::FRAME_TYPE_FIND && type != v1::FRAME_TYPE_FETCH && type != v1::FRAME_TYPE_STORE) {
     co_return absl::InvalidArgumentError(
         absl::StrCat("unexpected frame ", v1::FrameType_Name(type), " between requests"));
   }
   if (store == nullptr) co_return absl::FailedPreconditionError("this node keeps no chunks");
-  if (type == v1::FRAME_TYPE_FIND) co_return co_await AnswerFind(peer, frame, *store, limit);
-  if (type == v1::FRAME_TYPE_FETCH) co_return co_await AnswerFetch(peer, frame, *store, limit);
-  co_return co_await AnswerStore(peer, frame, *store, limit);
+  lease.Pause();
+  absl::Status status;
+  if (type == v1::FRAME_TYPE_FIND) {
+    status = co_await AnswerFind(peer, frame, *store, lease, limit);
+  } else if (type == v1::FRAME_TYPE_FETCH) {
+    status = co_await AnswerFetch(peer, frame, *store, limit);
+  } else {
+    status = co_await AnswerStore(peer, frame, *store, limit);
+  }
+  lease.Resume();
+  co_return status;
 }
 
 }  // namespace tandem::kvstore

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "kvstore/chunk.h"
 #include "kvstore/store.h"
+#include "kvstore/transfer/chunk_lease.h"
 #include "kvstore/transfer/frame_socket.h"
 #include "kvstore/transfer/peer_pool.h"
 
@@ -62,12 +63,14 @@ class ChunkSession {
   const std::shared_ptr<PeerPool> peers_;
   PeerUse use_;
   uint64_t answered_at_ = 0;
-  bool in_step_ = true;
+  bool in_step_ = true, found_ = false;
 };
 
-/// Answers one FIND, FETCH or STORE that `frame` begins. INVALID_ARGUMENT for another type,
-/// FAILED_PRECONDITION when `store` is null.
+/// Answers one FIND, FETCH or STORE that `frame` begins. What a FIND finds is added to `lease`,
+/// which one without ids ends. INVALID_ARGUMENT for another type, FAILED_PRECONDITION when `store`
+/// is null.
 boost::asio::awaitable<absl::Status> AnswerChunkRequest(FrameSocket& peer, const Frame& frame,
-                                                        Store* store, absl::Duration limit);
+                                                        Store* store, ChunkLease& lease,
+                                                        absl::Duration limit);
 
 }  // namespace tandem::kvstore

@@ -190,10 +190,13 @@ asio::awaitable<void> Server::Session(std::shared_ptr<Server> self, SocketPtr pe
 asio::awaitable<absl::Status> Server::Serve(FrameSocket& peer, OfferPtr* pulled) {
   bool chunks_only = false;
   CO_RETURN_IF_ERROR(co_await Handshake(peer, &chunks_only));
+  const auto lease =
+      std::make_shared<ChunkLease>(io_.get_executor(), options_.chunks, options_.lease);
   for (;;) {
     CO_ASSIGN_OR_RETURN(const Frame frame, co_await peer.ReadFrame(options_.idle_timeout));
     if (frame.header.type != v1::FRAME_TYPE_PULL) {
-      CO_RETURN_IF_ERROR(co_await AnswerChunkRequest(peer, frame, options_.chunks, options_.lease));
+      CO_RETURN_IF_ERROR(
+          co_await AnswerChunkRequest(peer, frame, options_.chunks, *lease, options_.lease));
       continue;
     }
     if (chunks_only) {

@@ -82,6 +82,29 @@ TEST(Reuse, TenantsShareNothing) {
   EXPECT_EQ(Cached(Ask(client, request).prompt_cache), 0u);
 }
 
+TEST(Reuse, ATenantCannotTellByTheTimeWhatAnotherHasCached) {
+  Cluster cluster({.router_flags = {"--tenants", "ann,bob"}});
+  Client& client = cluster.client();
+  const auto ttft_s = [&](const char* tenant, uint32_t seed) {
+    v1::GenerateRequest request = RequestFor(Text(seed, 1500), 1);
+    request.set_tenant(tenant);
+    return Ask(client, request).timings.ttft_s();
+  };
+  ttft_s("bob", 40);  // the engine is warm
+  // The best of some each: what other processes do to one is not ours.
+  double known = 1e9, unknown = 1e9, own = 1e9;
+  for (uint32_t i = 0; i < 5; ++i) {
+    ttft_s("ann", 50 + i);
+    known = std::min(known, ttft_s("bob", 50 + i));
+    unknown = std::min(unknown, ttft_s("bob", 60 + i));
+    own = std::min(own, ttft_s("bob", 50 + i));
+  }
+  // A hit takes a tenth of the time.
+  EXPECT_LT(own, 0.4 * known);
+  EXPECT_GT(known, 0.6 * unknown);
+  EXPECT_LT(known, 1.6 * unknown);
+}
+
 /// A router, both workers and a store node with a disk.
 class WithStore : public testing::Test {
  protected:

@@ -19,6 +19,7 @@ void KvFaultTest::TearDown() {
   EXPECT_EQ(Cached(Answer(prompt).prompt_cache), 2 * kChunkTokens);
   EXPECT_TRUE(cluster_->client().WaitIdle());
   EXPECT_EQ(Metric("tandem_kv_pins"), 0);
+  EXPECT_EQ(Metric("tandem_kv_leases"), 0);
 }
 
 void KvFaultTest::StopPrefill() {

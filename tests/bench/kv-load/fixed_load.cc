@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace tandem::bench {
@@ -40,26 +41,40 @@ FixedLoad::~FixedLoad() {
   codec_thread_.join();
 }
 
-absl::Status FixedLoad::Load(const std::string& address, const std::vector<kvstore::ChunkId>& ids) {
-  struct Progress {
-    std::mutex mutex;
-    std::condition_variable wake;
-    bool made = false;
-  };
-  // The load may outlive this call.
-  const auto progress = std::make_shared<Progress>();
-  const auto load = loader_->Start(
+/// Loads may outlive the call that waits for them.
+struct FixedLoad::Progress {
+  void Made() {
+    std::lock_guard lock(mutex);
+    made = true;
+    wake.notify_one();
+  }
+  void Await() {
+    std::unique_lock lock(mutex);
+    wake.wait(lock, [&] { return made; });
+    made = false;
+  }
+
+  std::mutex mutex;
+  std::condition_variable wake;
+  bool made = false;
+};
+
+std::shared_ptr<kvstore::ContextLoad> FixedLoad::Start(const std::string& address,
+                                                       const std::vector<kvstore::ChunkId>& ids,
+                                                       std::shared_ptr<Progress> progress) {
+  return loader_->Start(
       {.context = std::make_shared<RequestContext>("fixed", kTenant, 0, absl::InfiniteFuture()),
        .ids = ids,
        .chunk_tokens = kChunkTokens,
        .floor = kvstore::Level::kQ1,
        .holders = {{address, 0, static_cast<uint32_t>(ids.size())}},
        .ready_by = absl::Now(),
-       .on_progress = [progress] {
-         std::lock_guard lock(progress->mutex);
-         progress->made = true;
-         progress->wake.notify_one();
-       }});
+       .on_progress = [progress = std::move(progress)] { progress->Made(); }});
+}
+
+absl::Status FixedLoad::Load(const std::string& address, const std::vector<kvstore::ChunkId>& ids) {
+  const auto progress = std::make_shared<Progress>();
+  const auto load = Start(address, ids, progress);
   for (size_t i = 0; i < ids.size();) {
     const Next next = load->Decide(i, kNever);
     if (next == Next::kCompute) return absl::UnavailableError("a chunk is not there");
@@ -69,11 +84,34 @@ absl::Status FixedLoad::Load(const std::string& address, const std::vector<kvsto
           engine_->Append(0, dynamic_cast<const workers::Engine::IncomingKv&>(*loaded.kv)));
       continue;
     }
-    std::unique_lock lock(progress->mutex);
-    progress->wake.wait(lock, [&] { return progress->made; });
-    progress->made = false;
+    progress->Await();
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<double>> FixedLoad::LoadTogether(
+    const std::string& address, const std::vector<kvstore::ChunkId>& ids, size_t n) {
+  const auto progress = std::make_shared<Progress>();
+  const Stopwatch since_begin;
+  std::vector<std::shared_ptr<kvstore::ContextLoad>> loads;
+  for (size_t i = 0; i < n; ++i) loads.push_back(Start(address, ids, progress));
+  std::vector<size_t> taken(n);
+  std::vector<double> seconds(n);
+  for (size_t running = n; running > 0; progress->Await()) {
+    for (size_t i = 0; i < n; ++i) {
+      while (taken[i] < ids.size()) {
+        const Next next = loads[i]->Decide(taken[i], kNever);
+        if (next == Next::kCompute) return absl::UnavailableError("a chunk is not there");
+        if (next == Next::kWait) break;
+        loads[i]->Take(taken[i]++);
+        if (taken[i] < ids.size()) continue;
+        seconds[i] = since_begin.seconds();
+        --running;
+      }
+    }
+    if (running == 0) break;
+  }
+  return seconds;
 }
 
 }  // namespace tandem::bench

@@ -22,8 +22,16 @@ class FixedLoad {
   /// Loads the chunks from `address` into the engine's sequence 0, which must be empty.
   /// UNAVAILABLE when one is not there.
   absl::Status Load(const std::string& address, const std::vector<kvstore::ChunkId>& ids);
+  /// Loads them `n` times at once, into no engine. Returns the seconds that each load took.
+  absl::StatusOr<std::vector<double>> LoadTogether(const std::string& address,
+                                                   const std::vector<kvstore::ChunkId>& ids,
+                                                   size_t n);
 
  private:
+  struct Progress;
+  std::shared_ptr<kvstore::ContextLoad> Start(const std::string& address,
+                                              const std::vector<kvstore::ChunkId>& ids,
+                                              std::shared_ptr<Progress> progress);
   workers::Engine* const engine_;
   struct Silent;
   const std::unique_ptr<Silent> observer_;

@@ -246,6 +246,10 @@ absl::Status RunLoader(const LoadedContext& loaded, const std::string& holder_ho
       const std::string address = absl::StrCat(holder_host, ":", ports["all"].get<int>());
       answer = worker->Run({.holders = {{address, 0, loaded.context.n_chunks()}}},
                            absl::Seconds(command.value("objective_s", 0.0)));
+    } else if (way == "together") {
+      const std::string address = absl::StrCat(holder_host, ":", ports["lossless"].get<int>());
+      ASSIGN_OR_RETURN((*answer)["seconds"],
+                       fixed.LoadTogether(address, worker->ids(), command["n"].get<size_t>()));
     } else {
       answer = bare.Run(way);
     }

@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <boost/asio/use_future.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -11,6 +13,7 @@
 #include <thread>
 
 #include "kvstore/loading/context_loader.h"
+#include "kvstore/transfer/chunk_session.h"
 #include "kvstore/transfer/transfer.h"
 #include "tests/support/codec_fixture.h"
 #include "tests/support/io_thread.h"
@@ -63,9 +66,8 @@ class LoaderTest : public testing::Test {
       ids_.push_back({});
       ids_.back().bytes.fill(static_cast<uint8_t>(i + 1));
     }
-    theirs_ = *Store::Open({});
     ours_ = *Store::Open({});
-    server_ = *HandoffServer::Start(io_.io(), {.listen = "127.0.0.1:0", .chunks = theirs_.get()});
+    StartServer(1 << 30, absl::Seconds(30));
     MakeLoader(ours_.get());
   }
   ~LoaderTest() override {
@@ -74,6 +76,12 @@ class LoaderTest : public testing::Test {
     pool_.join();
   }
 
+  void StartServer(uint64_t memory_bytes, absl::Duration lease) {
+    server_.reset();
+    theirs_ = *Store::Open({.memory_bytes = memory_bytes});
+    server_ = *HandoffServer::Start(
+        io_.io(), {.listen = "127.0.0.1:0", .chunks = theirs_.get(), .lease = lease});
+  }
   void MakeLoader(Store* store) {
     loader_.reset();
     loader_ = ContextLoader::Create(
@@ -215,12 +223,80 @@ TEST_F(LoaderTest, AnEngineThatIsQuickerDoesNotWait) {
 }
 
 TEST_F(LoaderTest, StopDropsWhatComes) {
+  MakeLoader(nullptr);  // what came before Stop would be in the store, and be had from there
   for (size_t i = 0; i < ids_.size(); ++i) theirs_->Put(Encoded(i, Level::kLossless));
   const auto load = Start();
   load->Stop();
   EXPECT_EQ(load->Decide(0, kNeverText), Next::kCompute);
   loader_->Stop();
   EXPECT_EQ(Outcome(*Start(), 0), Next::kCompute) << "after the loader's end all is computed";
+}
+
+/// What a peer does by itself, chunk by chunk.
+class PeerTest : public LoaderTest {
+ protected:
+  ~PeerTest() override {
+    Run([this]() -> boost::asio::awaitable<void> {
+      peers_->Shutdown();
+      co_return;
+    });
+  }
+  void Run(const std::function<boost::asio::awaitable<void>()>& job) {
+    boost::asio::co_spawn(io_.io(), job, boost::asio::use_future).get();
+  }
+  void Fill(uint64_t memory_bytes, absl::Duration lease) {
+    StartServer(memory_bytes, lease);
+    for (size_t i = 0; i < ids_.size(); ++i) theirs_->Put(Encoded(i, Level::kLossless));
+  }
+
+  const std::shared_ptr<PeerPool> peers_ =
+      std::make_shared<PeerPool>(io_.io(), PeerPool::Options{.chunks_only = true});
+};
+
+TEST_F(PeerTest, WhatItWasPromisedStaysUntilItHasIt) {
+  const auto room = 14 * Encoded(0, Level::kLossless)->bytes().size();
+  Fill(room, absl::Seconds(30));
+  size_t received = 0;
+  Run([&]() -> boost::asio::awaitable<void> {
+    ChunkSession session(peers_, Address());
+    EXPECT_TRUE((co_await session.Find(ids_)).ok());
+    EXPECT_EQ(theirs_->stats().leases, ids_.size());
+    // Meanwhile others want all of the memory.
+    for (uint8_t seed = 100; seed < 140; ++seed) {
+      ChunkKey key;
+      key.id.bytes.fill(seed);
+      theirs_->Put(StoredChunk::Seal(key, 0, kChunk, Encoded(0, Level::kLossless)->payload()));
+    }
+    EXPECT_GT(theirs_->stats().tiers[0]->evictions, 20u);
+    for (const ChunkId& id : ids_) {
+      EXPECT_TRUE((co_await session.Ask({id})).ok());
+      received += (co_await session.Receive({id})).ok() ? 1 : 0;
+    }
+    co_await session.End(absl::OkStatus());
+    EXPECT_EQ(theirs_->stats().leases, 0u);
+  });
+  EXPECT_EQ(received, ids_.size());
+}
+
+TEST_F(PeerTest, APromiseEndsWithItsConnection) {
+  Fill(1 << 30, absl::Seconds(30));
+  Run([&]() -> boost::asio::awaitable<void> {
+    ChunkSession session(peers_, Address());
+    EXPECT_TRUE((co_await session.Find(ids_)).ok());
+    EXPECT_EQ(theirs_->stats().leases, ids_.size());
+    co_await session.End(absl::CancelledError("enough"));
+  });
+  EXPECT_TRUE(Eventually([this] { return theirs_->stats().leases == 0; }));
+}
+
+TEST_F(PeerTest, APromiseEndsWhenItIsSilent) {
+  Fill(1 << 30, absl::Milliseconds(50));
+  Run([&]() -> boost::asio::awaitable<void> {
+    ChunkSession session(peers_, Address());
+    EXPECT_TRUE((co_await session.Find(ids_)).ok());
+  });
+  // The connection is still there.
+  EXPECT_TRUE(Eventually([this] { return theirs_->stats().leases == 0; }));
 }
 
 TEST_F(LoaderTest, GivesChunksToAnotherNode) {

@@ -228,6 +228,7 @@ TEST(KvMetrics, FollowsTheStoresFigures) {
   stats.hits[1] = 5;
   stats.misses = 7;
   stats.pins = 1;
+  stats.leases = 3;
   // Counters are the store's own, however often they are told.
   kv.SetStore(stats);
   kv.SetStore(stats);
@@ -240,6 +241,7 @@ TEST(KvMetrics, FollowsTheStoresFigures) {
   EXPECT_THAT(text, HasSubstr("tandem_kv_tier_hits_total" + disk + "5\n"));
   EXPECT_THAT(text, HasSubstr("tandem_kv_misses_total{model_name=\"m\",worker=\"w\"} 7\n"));
   EXPECT_THAT(text, HasSubstr("tandem_kv_pins{model_name=\"m\",worker=\"w\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("tandem_kv_leases{model_name=\"m\",worker=\"w\"} 3\n"));
   // A tier that is not there is not unhealthy.
   EXPECT_THAT(text, Not(HasSubstr("tier=\"redis\"")));
 }

@@ -113,13 +113,14 @@ class SimulatedDayTest : public ::testing::Test {
     store_ = *std::move(store);
   }
 
-  // What a worker does: pins the first chunk of the context for as long as the request takes, loads
-  // what is held of it, computes the rest.
+  // What a worker does: pins the first chunk of the context for as long as the request takes,
+  // leases what another node was promised, loads what is held, computes the rest.
   void Serve(const std::vector<uint64_t>& context) {
     std::vector<ChunkId> ids;
     for (const uint64_t seed : context) ids.push_back(MakeId(seed));
     const std::vector<Store::Holding> held = store_->Find(ids);
     const bool pinned = store_->SetPinned(ids[0], true);
+    const std::vector<ChunkId> leased = store_->Lease(ids);
     size_t i = 0;
     for (; i < context.size() && held[i].levels != 0 && Load(context[i]); ++i) {
     }
@@ -131,6 +132,7 @@ class SimulatedDayTest : public ::testing::Test {
     }
     asked_ += context.size();
     if (pinned) store_->SetPinned(ids[0], false);
+    store_->Unlease(leased);
   }
 
   bool Load(uint64_t seed) {
@@ -160,6 +162,7 @@ class SimulatedDayTest : public ::testing::Test {
     ASSERT_LE(disk.bytes, kDiskLimit);
     ASSERT_EQ(stats.pending_bytes[1], 0u);
     ASSERT_EQ(stats.pins, 0u);
+    ASSERT_EQ(stats.leases, 0u);
     ASSERT_TRUE(disk.healthy);
     ASSERT_EQ(memory.damaged + disk.damaged, 0u);
     std::erase_if(alive_, [](const auto& chunk) { return chunk.expired(); });

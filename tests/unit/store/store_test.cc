@@ -294,6 +294,40 @@ TEST_F(StoreTest, RemovingTakesThePinAlong) {
   EXPECT_EQ(store_->stats().pins, 0u);
 }
 
+TEST_F(StoreTest, WhatAPeerWasPromisedIsNotEvicted) {
+  Open(6, false);
+  Put(0, 4);
+  const std::vector<ChunkId> ids = {MakeId(0), MakeId(1), MakeId(2), MakeId(99)};
+  // Two peers: the lease ends with the second. One id is not held; half of memory is all there is.
+  EXPECT_THAT(store_->Lease(ids), testing::ElementsAre(ids[0], ids[1], ids[2]));
+  EXPECT_THAT(store_->Lease({ids.data(), 2}), testing::ElementsAre(ids[0], ids[1]));
+  const ChunkId more = MakeId(3);
+  EXPECT_THAT(store_->Lease({&more, 1}), testing::IsEmpty());
+  EXPECT_EQ(store_->stats().leases, 3u);
+  Put(10, 40);
+  for (uint64_t seed = 0; seed < 3; ++seed) EXPECT_EQ(Where(seed), Origin::kMemory) << seed;
+  EXPECT_EQ(Where(3), std::nullopt);
+  // An operator's pin outlives the lease, and taking it away does not end one.
+  EXPECT_TRUE(store_->SetPinned(ids[2], true));
+  store_->Unlease({ids.data(), 3});
+  EXPECT_EQ(store_->stats().leases, 2u);
+  EXPECT_TRUE(store_->SetPinned(ids[0], true));
+  EXPECT_TRUE(store_->SetPinned(ids[0], false));
+  Put(40, 80);
+  for (uint64_t seed = 0; seed < 3; ++seed) EXPECT_EQ(Where(seed), Origin::kMemory) << seed;
+  store_->Unlease({ids.data(), 2});
+  EXPECT_EQ(store_->stats().leases, 0u);
+  Put(80, 120);
+  EXPECT_EQ(Where(0), std::nullopt);
+  EXPECT_EQ(Where(1), std::nullopt);
+  EXPECT_EQ(Where(2), Origin::kMemory);
+  // Removed while leased, it is gone all the same.
+  store_->Lease({&ids[2], 1});
+  EXPECT_TRUE(store_->Remove(ids[2]));
+  EXPECT_EQ(store_->stats().leases, 0u);
+  store_->Unlease({&ids[2], 1});
+}
+
 TEST_F(StoreTest, DamageInMemoryIsMadeGoodFromDisk) {
   Open(10, true);
   const StoredChunkPtr chunk = MakeChunk(1);
