@@ -15,7 +15,7 @@ constexpr std::chrono::milliseconds kBlockedWait{20};
 // Between decode steps. Shorter pieces cost more than they are worth.
 constexpr uint32_t kUsefulPiece = 128;
 // Prompts begin so many times their predicted work before their first tokens are due.
-constexpr double kTimesAhead = 1.3;
+constexpr double kTimesAhead = 2;
 
 }  // namespace
 
