@@ -73,6 +73,9 @@ class Overload {
             .tpot_s = absl::GetFlag(FLAGS_tpot_slo) * alone.tpot_s()};
     options_.ttft_slo_s = slo_.ttft_s;
     options_.tpot_slo_s = slo_.tpot_s;
+    // What would be late is refused: serving it late helps nobody.
+    options_.router_flags.push_back("--max-ttft");
+    options_.router_flags.push_back(absl::StrCat(1e3 * slo_.ttft_s, "ms"));
     for (const auto& flag : absl::GetFlag(FLAGS_router_flags))
       options_.router_flags.push_back(flag);
     system_ = StartSystem(absl::GetFlag(FLAGS_system), options_);
@@ -258,6 +261,7 @@ class Overload {
 }  // namespace tandem::bench
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   absl::ParseCommandLine(argc, argv);
   const nlohmann::json out = tandem::bench::Overload().Run();
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
