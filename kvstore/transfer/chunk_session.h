@@ -53,9 +53,7 @@ class ChunkSession {
   uint64_t bytes_read() const { return use_.peer == nullptr ? 0 : use_.peer->bytes_read(); }
   uint64_t bytes_of_answer() const { return bytes_read() - answered_at_; }
   /// The shortest seen on this connection; 0 when there is none.
-  double rtt_s() const {
-    return use_.peer == nullptr ? 0 : use_.peer->send_state().rtt_s;
-  }
+  double rtt_s() const { return use_.peer == nullptr ? 0 : use_.peer->send_state().rtt_s; }
 
  private:
   boost::asio::awaitable<absl::StatusOr<v1::Found>> AskFind(const v1::Find& request);

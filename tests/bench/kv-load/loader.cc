@@ -76,8 +76,8 @@ class Worker {
     worker->ids_ = worker->cache_->Ids(kTenant, loaded.tokens);
     worker->ids_.resize(loaded.context.n_chunks());
     worker->loop_ = std::make_unique<workers::PrefillLoop>(
-        std::move(engine), worker->server_.get(), worker->cache_.get(), &worker->metrics_,
-        &worker->kv_metrics_,
+        std::move(engine), worker->server_.get(), worker->cache_.get(), &worker->gate_,
+        &worker->speed_, &worker->metrics_, &worker->kv_metrics_,
         workers::PrefillLoop::Options{.chunk_tokens = kChunkTokens, .max_sequences = 1});
     return worker;
   }
@@ -124,6 +124,8 @@ class Worker {
       registry_,
       {.model_name = "m", .worker_name = "w", .phase = "prefill", .context_tokens = 8192}};
   workers::KvMetrics kv_metrics_{registry_, "m", "w"};
+  workers::TurnGate gate_{absl::ZeroDuration()};
+  workers::WorkerSpeed speed_{workers::EngineOptions().step_tokens};
   std::unique_ptr<kvstore::Store> store_;
   std::unique_ptr<kvstore::HandoffServer> server_;
   std::unique_ptr<workers::KvCoder> coder_;
