@@ -234,7 +234,7 @@ Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) cons
   const uint32_t usable = work_.prompt_tokens - std::min(work_.prompt_tokens, 1u);
   auto compute = [&](uint32_t cached) {
     const uint32_t n_tokens = work_.prompt_tokens - cached;
-    const double further_steps = std::floor((n_tokens - 1) * hot.per_step_token);
+    const double further_steps = std::floor((std::max(n_tokens, 1u) - 1) * hot.per_step_token);
     return (hot.prefill.Seconds(n_tokens, cached) + further_steps * hot.prefill.base_s) * slowdown;
   };
   double least_s = std::numeric_limits<double>::infinity();

@@ -86,6 +86,11 @@ TEST_F(DispatcherTest, PredictsWhatTheModelSays) {
   EXPECT_NEAR(choice.steps_ahead, 1, 1e-9);
 }
 
+TEST_F(DispatcherTest, AnEmptyPromptIsPredictedAsOneStep) {
+  Add(Prefilling());
+  Add(DecodingWith(0));
+  EXPECT_NEAR(Choose(Prompt(0)).compute_s, 0.01, 1e-9);
+}
 TEST_F(DispatcherTest, WorkIsDoneBetweenReports) {
   Add(Prefilling(1000), 10);
   Add(DecodingWith(0), 10);
