@@ -206,7 +206,7 @@ void PrefillLoop::Start(std::unique_ptr<Active> owned) {
         {.floor = std::min(options_.kv_floor, active.job.cache.floor),
          .n_tokens = n_tokens,
          .chunk_tokens = options_.chunk_tokens,
-         .seconds_per_token = ComputeSeconds(0, n_tokens) / n_tokens},
+         .seconds_per_token = speed_->model().PromptSeconds(n_tokens) / n_tokens},
         [this, context = active.job.context, events = active.job.events,
          bytes = active.reserved_bytes](absl::Status outcome, kvstore::HandoffStats stats) {
           OnReleased(*context, *events, bytes, std::move(outcome), stats);

@@ -81,7 +81,12 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
     boost::system::error_code ignored;
     return socket_.available(ignored);
   }
-  SendState send_state() { return ReadSendState(socket_.native_handle()); }
+  /// With the rate that is to be believed.
+  SendState send_state() {
+    SendState state = ReadSendState(socket_.native_handle());
+    state.bytes_per_s = rate_.Update(state);
+    return state;
+  }
   /// The peer's address and port, for messages.
   const std::string& peer() const { return peer_; }
 
@@ -103,6 +108,7 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
 
   Tcp::socket socket_;
   boost::asio::steady_timer timer_;
+  BelievedRate rate_;
   std::string peer_;
   Clock::time_point read_deadline_ = Clock::time_point::max();
   Clock::time_point write_deadline_ = Clock::time_point::max();

@@ -18,6 +18,7 @@ SendState ReadSendState(int socket) {
   if (getsockopt(socket, kIpProtoTcp, TCP_INFO, &info, &size) == 0 &&
       size >= offsetof(tcp_info, tcpi_delivery_rate) + sizeof(info.tcpi_delivery_rate)) {
     state.bytes_per_s = static_cast<double>(info.tcpi_delivery_rate);
+    state.starved = info.tcpi_delivery_rate_app_limited != 0;
     constexpr uint32_t kUnknown = ~uint32_t{0};
     if (info.tcpi_min_rtt != kUnknown) state.rtt_s = info.tcpi_min_rtt * 1e-6;
   }
