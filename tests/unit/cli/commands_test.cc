@@ -242,6 +242,7 @@ TEST(Status, ShowsATable) {
   worker->mutable_info()->set_kv_capacity_tokens(4096);
   worker->mutable_load()->set_running(3);
   worker->mutable_load()->set_kv_used_tokens(17);
+  worker->mutable_load()->set_parked(2);
   worker->mutable_load()->set_tokens_per_s(101.25);
   worker->set_report_age_s(0.2);
   worker = router.workers.add_workers();
@@ -253,18 +254,17 @@ TEST(Status, ShowsATable) {
   worker->set_chunks(12345);
   const Outcome outcome = Call(RunStatus, {}, router.address());
   EXPECT_EQ(outcome.code, 0) << outcome.err;
-  EXPECT_EQ(
-      outcome.out,
-      "NAME         PHASE   STATE     RUNNING  WAITING  KV TOKENS  TOKENS/S  CHUNKS  REPORT   "
-      "  ADDRESS     MODEL\n"
-      "a-long-name  ?       draining  0        0        0/0        0.0       0       0.0 s ago"
-      "              \n"
-      "d1           decode  ready     3        0        17/4096    101.2     0       0.2 s ago"
-      "  10.0.0.1:9  \n"
-      "s1           store   ready     0        0        0/0        0.0       12345   0.0 s ago"
-      "              \n"
-      "router " +
-          router.address() + ": 0 of 256 requests in flight\n");
+  EXPECT_EQ(outcome.out,
+            "NAME         PHASE   STATE     RUNNING  WAITING  PARKED  KV TOKENS  TOKENS/S  CHUNKS  "
+            "REPORT     ADDRESS     MODEL\n"
+            "a-long-name  ?       draining  0        0        0       0/0        0.0       0       "
+            "0.0 s ago              \n"
+            "d1           decode  ready     3        0        2       17/4096    101.2     0       "
+            "0.2 s ago  10.0.0.1:9  \n"
+            "s1           store   ready     0        0        0       0/0        0.0       12345   "
+            "0.0 s ago              \n"
+            "router " +
+                router.address() + ": 0 of 256 requests in flight\n");
 }
 
 TEST(Status, SaysThatThereIsNobody) {
