@@ -122,7 +122,8 @@ class Engine {
   /// Append; taken when the first chunk comes. Thread-safe. The sink may outlive the engine.
   /// REQUIRES: first_position is 0 when the layout is opaque.
   std::unique_ptr<IncomingKv> NewSink(uint32_t n_tokens, uint32_t first_position = 0) const;
-  /// What ExtractAll would give once `kv` were injected. FAILED_PRECONDITION when it is not complete.
+  /// What ExtractAll would give once `kv` were injected. FAILED_PRECONDITION when it is not
+  /// complete.
   absl::StatusOr<std::vector<kvstore::KvChunk>> ChunksOf(const IncomingKv& kv,
                                                          uint32_t chunk_tokens) const;
   /// Puts received KV in as `sequence`, replacing what it held. FAILED_PRECONDITION when `kv` is

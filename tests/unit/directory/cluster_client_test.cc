@@ -238,9 +238,8 @@ TEST_F(ClusterClientTest, ObeysAnAssignedPhaseAndRegistersWithItFromThenOn) {
   const int before = router_.loads_;
   ASSERT_TRUE(router_.Wait([&] { return phase == v1::PHASE_MIXED && router_.loads_ > before; }));
   router_.End();
-  EXPECT_TRUE(router_.Wait([&] {
-    return router_.registrations_ == 2 && router_.phase_ == v1::PHASE_MIXED;
-  }));
+  EXPECT_TRUE(router_.Wait(
+      [&] { return router_.registrations_ == 2 && router_.phase_ == v1::PHASE_MIXED; }));
 }
 
 }  // namespace
