@@ -54,6 +54,13 @@ class Events final : public workers::PrefillEvents {
   workers::FirstTokenResult first_;
 };
 
+/// What an engine computes just before it is timed: there are two, and the one that ran last would
+/// be quicker, as its memory is in the caches.
+std::vector<int32_t> WarmUp(const LoadedContext& loaded) {
+  constexpr size_t kTokens = 64;
+  return {loaded.tokens.begin(), loaded.tokens.begin() + std::min(kTokens, loaded.tokens.size())};
+}
+
 /// A prefill worker without its gRPC side.
 class Worker {
  public:
@@ -89,18 +96,10 @@ class Worker {
   }
 
   absl::StatusOr<json> Run(workers::CacheWishes wishes, absl::Duration objective) {
-    const auto events = std::make_shared<Events>();
+    RETURN_IF_ERROR(Answer(WarmUp(loaded_), {.bypass = true}).status());
     const double began = Now();
     wishes.first_token_due = absl::Now() + objective;
-    RETURN_IF_ERROR(
-        loop_->Submit({.context = std::make_shared<RequestContext>(
-                           absl::StrCat("load-", ++n_), kTenant, 0, absl::InfiniteFuture()),
-                       .tokens = loaded_.tokens,
-                       .sampling = {.temperature = 0},
-                       .max_tokens = 1,
-                       .cache = std::move(wishes),
-                       .events = events}));
-    RETURN_IF_ERROR(events->Wait());
+    ASSIGN_OR_RETURN(const auto events, Answer(loaded_.tokens, std::move(wishes)));
     const workers::PromptOrigins& origins = events->first().origins;
     return json({{"began", began},
                  {"ttft_s", events->first_at() - began},
@@ -117,6 +116,21 @@ class Worker {
 
  private:
   explicit Worker(const LoadedContext& loaded) : loaded_(loaded) {}
+
+  absl::StatusOr<std::shared_ptr<Events>> Answer(std::vector<int32_t> tokens,
+                                                 workers::CacheWishes wishes) {
+    auto events = std::make_shared<Events>();
+    RETURN_IF_ERROR(
+        loop_->Submit({.context = std::make_shared<RequestContext>(
+                           absl::StrCat("load-", ++n_), kTenant, 0, absl::InfiniteFuture()),
+                       .tokens = std::move(tokens),
+                       .sampling = {.temperature = 0},
+                       .max_tokens = 1,
+                       .cache = std::move(wishes),
+                       .events = events}));
+    RETURN_IF_ERROR(events->Wait());
+    return events;
+  }
 
   const LoadedContext& loaded_;
   const std::shared_ptr<prometheus::Registry> registry_ = std::make_shared<prometheus::Registry>();
@@ -157,6 +171,8 @@ struct Bare {
   const std::vector<kvstore::ChunkId>& ids;
 
   absl::StatusOr<json> Run(const std::string& way) {
+    engine->Free(0);
+    RETURN_IF_ERROR(Compute(*engine, WarmUp(loaded)));
     engine->Free(0);
     const double began = Now();
     if (ports.contains(way)) {
