@@ -6,16 +6,13 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "scheduler/core/turn_policy.h"
 
 namespace tandem::workers {
 namespace {
 
 // How long a prompt that waits for room is left before its deadline is looked at again.
 constexpr std::chrono::milliseconds kBlockedWait{20};
-// Between decode steps. Shorter pieces cost more than they are worth.
-constexpr uint32_t kUsefulPiece = 128;
-// Prompts begin so many times their predicted work before their first tokens are due.
-constexpr double kTimesAhead = 2;
 
 }  // namespace
 
@@ -289,20 +286,20 @@ void PrefillLoop::ComputeStep() {
 
 bool PrefillLoop::AwaitTurn() {
   const scheduler::PrefillCost cost = speed_->model().prefill;
-  double step_s = 0, ahead_s = 0;
-  absl::Duration left = absl::InfiniteDuration();
+  double step_s = 0;
+  scheduler::LatestBegin latest;  // in seconds from now
   const absl::Time now = absl::Now();
   for (const auto& active : computing_) {
     const auto n = static_cast<uint32_t>(active->job.tokens.size()) - active->computed;
     const uint32_t ready = active->may_compute - active->computed;
     if (step_s == 0 && ready > 0) {
-      step_s = cost.Seconds(std::min(ready, kUsefulPiece), active->computed);
+      step_s = cost.Seconds(std::min(ready, scheduler::kUsefulPieceTokens), active->computed);
     }
-    ahead_s += cost.Seconds(n, active->computed);
-    left = std::min(left,
-                    active->job.cache.first_token_due - now - kTimesAhead * absl::Seconds(ahead_s));
+    latest.Add(cost, n, active->computed,
+               absl::ToDoubleSeconds(active->job.cache.first_token_due - now));
   }
-  left = std::clamp(left, absl::ZeroDuration(), absl::Hours(1));
+  const absl::Duration left =
+      std::clamp(absl::Seconds(latest.seconds()), absl::ZeroDuration(), absl::Hours(1));
   return gate_->AwaitPrefill(
       step_s, std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(left), kBlockedWait);
 }
@@ -326,7 +323,7 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
   // More tokens than saturate the engine would only delay the first of several prompts.
   if (n_ready > 1) budget = std::min(budget, model.saturation_tokens);
   budget = scheduler::PieceTokens(model.prefill, first_position, gate_->PrefillSeconds(),
-                                  std::min(kUsefulPiece, budget), budget);
+                                  std::min(scheduler::kUsefulPieceTokens, budget), budget);
   uint32_t planned = 0;
   for (const auto& piece : scheduler::PlanPrefillStep(progress, budget, options_.overtake_tokens)) {
     Active& active = *prompts[piece.prompt];

@@ -8,13 +8,11 @@
 #include <mutex>
 
 #include "absl/time/time.h"
+#include "scheduler/core/turn_policy.h"
 
 namespace tandem::workers {
 
-/// Thread-safe. A sequence that is being decoded saves time with every token that comes sooner than
-/// its objective asks. A prefill step is let in when all of them have saved as much as it takes, so
-/// that their mean time per token stays within the objective; or when its prompt's first token
-/// would come too late otherwise: then the two sides' steps alternate.
+/// Thread-safe. Applies the rule of scheduler/core/turn_policy.h.
 ///
 ///   free ── Enter(x) ──> taken by x ── Turn's end ──> free
 class TurnGate {
@@ -48,13 +46,17 @@ class TurnGate {
   /// their next token, and the least that one of them has saved, in seconds.
   void SetDecoding(uint32_t sequences, double saved_s);
   /// What a sequence has saved that got `tokens` tokens in so many seconds.
-  double SavedSeconds(uint32_t tokens, double seconds) const;
+  double SavedSeconds(uint32_t tokens, double seconds) const {
+    return scheduler::SavedSeconds(tokens, seconds, tpot_objective_s_);
+  }
   /// How long a prefill step may take now: what is saved; infinite when nothing is being decoded.
   double PrefillSeconds() const;
 
  private:
   void Leave(Side side);
-  bool PrefillMayEnter(double step_s, bool late) const;
+  bool PrefillMayEnter(double step_s, bool late) const {
+    return !taken_ && scheduler::PrefillMayEnter(state_, step_s, late, tpot_objective_s_);
+  }
 
   const double tpot_objective_s_;
   mutable std::mutex mutex_;
@@ -62,9 +64,7 @@ class TurnGate {
   // Guarded by mutex_.
   bool taken_ = false;
   bool prefill_is_late_ = false;
-  Side last_ = Side::kDecode;
-  uint32_t decoding_ = 0;
-  double saved_s_ = 0;
+  scheduler::TurnState state_;
 };
 
 }  // namespace tandem::workers

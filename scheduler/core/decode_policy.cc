@@ -106,9 +106,4 @@ uint32_t StepLimit(const DecodeRoom& room, const DecodeCost& cost, uint32_t cont
   return 1;
 }
 
-double PrefillBudgetSeconds(double decode_step_s, double tpot_objective_s) {
-  if (tpot_objective_s <= 0 || decode_step_s <= 0) return std::numeric_limits<double>::infinity();
-  return std::max(0.0, tpot_objective_s - decode_step_s);
-}
-
 }  // namespace tandem::scheduler

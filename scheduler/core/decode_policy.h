@@ -84,9 +84,4 @@ std::optional<size_t> ChooseToReturn(std::span<const DecodeSequence> parked);
 /// at least 1, at most `room.max_sequences`; that many, too, when one alone misses the objective.
 uint32_t StepLimit(const DecodeRoom& room, const DecodeCost& cost, uint32_t context_tokens);
 
-/// Seconds that a prefill step may take between two decode steps of `decode_step_s`, so that tokens
-/// keep their TPOT objective; 0 when there is no such time. Infinity without an objective or
-/// without decoding sequences (`decode_step_s` 0).
-double PrefillBudgetSeconds(double decode_step_s, double tpot_objective_s);
-
 }  // namespace tandem::scheduler

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "scheduler/core/decode_policy.h"
 #include "scheduler/core/prefill_policy.h"
+#include "scheduler/core/turn_policy.h"
 #include "scheduler/planner/random.h"
 
 namespace tandem::planner {
@@ -19,7 +20,8 @@ using scheduler::PromptProgress;
 using Index = uint32_t;
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-/// The least that a prefill step between decode steps computes (as Dispatcher::Options).
+constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+/// The least piece between decode steps that dispatch counts with (as Dispatcher::Options).
 constexpr uint32_t kMinPieceTokens = 32;
 
 /// Of a request's prompt: assigned → prompt waits → is computed → done. A request that lost its
@@ -60,6 +62,8 @@ struct Running {
   /// The step of the worker after which it has all of its tokens.
   uint64_t last_step = 0;
   Index request = 0;
+  /// What it has saved beyond what one would have that ran from time 0 on: the same at any time.
+  double saved_s = 0;
   bool operator>(const Running& other) const {
     return last_step != other.last_step ? last_step > other.last_step : request > other.request;
   }
@@ -71,8 +75,7 @@ struct Worker {
   SimulatedWorker spec;
   bool dead = false;
   Step step = Step::kNone;
-  bool prefill_next = false;
-  double step_begin_s = 0;
+  bool prefilled_last = false;
   /// Rises at a failure: ends of steps of before are void.
   uint32_t life = 0;
 
@@ -90,6 +93,8 @@ struct Worker {
   std::vector<Running> running;
   /// Those running, joining and pulling.
   scheduler::DecodeBatch batch;
+  /// The least of the running ones' saved_s; NaN: not known.
+  double least_saved_s = kNever;
   uint64_t running_context = 0, pulling_context = 0;
   uint64_t decode_steps = 0;
   scheduler::OutputLengthEstimate lengths;
@@ -495,31 +500,69 @@ class Simulation {
     for (const Index r : worker.joining) {
       requests_[r].sequence = SequenceState::kRunning;
       worker.running_context += PromptTokens(r);
-      worker.running.push_back({.last_step = worker.decode_steps + TokensLeft(r), .request = r});
+      worker.running.push_back({.last_step = worker.decode_steps + TokensLeft(r),
+                                .request = r,
+                                .saved_s = -SavedByOldest(worker)});
+      worker.least_saved_s = std::min(worker.least_saved_s, worker.running.back().saved_s);
       std::push_heap(worker.running.begin(), worker.running.end(), std::greater<>());
     }
     worker.joining.clear();
-    const bool decodes = !worker.running.empty();
-    if (!worker.prompts.empty() && (!decodes || worker.prefill_next)) {
-      BeginPrefillStep(w, decodes);
-    } else if (decodes) {
+    const bool prompts = !worker.prompts.empty();
+    const scheduler::TurnState turn = {.decoding = static_cast<uint32_t>(worker.running.size()),
+                                       .saved_s = prompts ? LeastSaved(worker) : 0,
+                                       .prefilled_last = worker.prefilled_last};
+    if (prompts && PrefillMayEnter(worker, turn)) {
+      BeginPrefillStep(w, scheduler::PrefillSeconds(turn));
+    } else if (turn.decoding > 0) {
       BeginDecodeStep(w);
     }
   }
 
-  void BeginPrefillStep(Index w, bool decodes) {
+  /// What a sequence would have saved that ran from time 0 on.
+  double SavedByOldest(const Worker& worker) const {
+    return scheduler::SavedSeconds(static_cast<double>(worker.decode_steps), now_s_,
+                                   options_.tpot_slo_s);
+  }
+
+  double LeastSaved(Worker& worker) {
+    if (std::isnan(worker.least_saved_s)) {
+      worker.least_saved_s = kNever;
+      for (const Running& one : worker.running) {
+        worker.least_saved_s = std::min(worker.least_saved_s, one.saved_s);
+      }
+    }
+    return worker.least_saved_s + SavedByOldest(worker);
+  }
+
+  void Leaves(Worker& worker, const Running& one) {
+    if (one.saved_s <= worker.least_saved_s) worker.least_saved_s = kUnknown;
+  }
+
+  bool PrefillMayEnter(const Worker& worker, const scheduler::TurnState& turn) const {
+    if (turn.decoding == 0) return true;
+    const scheduler::PrefillCost& cost = worker.spec.speed.latency.prefill;
+    scheduler::LatestBegin latest;
+    for (const Index r : worker.prompts) {
+      const PromptProgress& prompt = requests_[r].progress;
+      latest.Add(cost, prompt.total_tokens - prompt.computed_tokens, prompt.computed_tokens,
+                 workload_[r].arrival_s + options_.ttft_slo_s - options_.request_overhead_s);
+    }
+    const PromptProgress& first = requests_[worker.prompts[0]].progress;
+    const uint32_t piece =
+        std::min(first.total_tokens - first.computed_tokens, scheduler::kUsefulPieceTokens);
+    return scheduler::PrefillMayEnter(turn, cost.Seconds(piece, first.computed_tokens),
+                                      now_s_ >= latest.seconds(), options_.tpot_slo_s);
+  }
+
+  void BeginPrefillStep(Index w, double budget_s) {
     Worker& worker = workers_[w];
     const scheduler::LatencyModel& latency = worker.spec.speed.latency;
     progress_.clear();
     for (const Index r : worker.prompts) progress_.push_back(&requests_[r].progress);
-    uint32_t tokens = latency.saturation_tokens;
-    if (decodes) {
-      const double decode_s = latency.decode.StepSeconds(
-          static_cast<uint32_t>(worker.running.size()), worker.running_context);
-      const double budget_s = scheduler::PrefillBudgetSeconds(decode_s, options_.tpot_slo_s);
-      tokens = scheduler::PieceTokens(latency.prefill, progress_[0]->computed_tokens, budget_s,
-                                      std::min(kMinPieceTokens, tokens), tokens);
-    }
+    const uint32_t most = latency.saturation_tokens;
+    const uint32_t tokens =
+        scheduler::PieceTokens(latency.prefill, progress_[0]->computed_tokens, budget_s,
+                               std::min(scheduler::kUsefulPieceTokens, most), most);
     worker.pieces = scheduler::PlanPrefillStep(progress_, tokens, options_.overtake_tokens);
     uint64_t n_tokens = 0;
     double positions = 0;
@@ -530,7 +573,7 @@ class Simulation {
       positions += scheduler::PrefillCost::PositionSum(piece.n_tokens,
                                                        progress_[piece.prompt]->computed_tokens);
     }
-    worker.prefill_next = false;
+    worker.prefilled_last = true;
     Began(w, Worker::Step::kPrefill, latency.prefill.StepSeconds(n_tokens, positions),
           static_cast<uint32_t>(n_tokens));
   }
@@ -542,7 +585,7 @@ class Simulation {
            Park(worker)) {
       ++result_.workers[w].parked;
     }
-    worker.prefill_next = true;
+    worker.prefilled_last = false;
     const auto n = static_cast<uint32_t>(worker.running.size());
     Began(w, Worker::Step::kDecode,
           worker.spec.speed.latency.decode.StepSeconds(n, worker.running_context), n);
@@ -558,6 +601,7 @@ class Simulation {
     const auto at = scheduler::ChooseToPark(running);
     if (!at) return false;
     const Index r = worker.running[*at].request;
+    Leaves(worker, worker.running[*at]);
     worker.running.erase(worker.running.begin() + static_cast<std::ptrdiff_t>(*at));
     std::make_heap(worker.running.begin(), worker.running.end(), std::greater<>());
     worker.running_context -= PromptTokens(r);
@@ -575,7 +619,6 @@ class Simulation {
   void Began(Index w, Worker::Step step, double seconds, uint32_t size) {
     Worker& worker = workers_[w];
     worker.step = step;
-    worker.step_begin_s = now_s_;
     const bool prefill = step == Worker::Step::kPrefill;
     WorkerUse& use = result_.workers[w];
     (prefill ? use.prefill_busy_s : use.decode_busy_s) += seconds;
@@ -628,6 +671,7 @@ class Simulation {
     while (!worker.running.empty() && worker.running.front().last_step == worker.decode_steps) {
       std::pop_heap(worker.running.begin(), worker.running.end(), std::greater<>());
       const Index r = worker.running.back().request;
+      Leaves(worker, worker.running.back());
       worker.running.pop_back();
       requests_[r].generated = workload_[r].output_tokens;
       worker.running_context -= PromptTokens(r);
@@ -690,6 +734,7 @@ class Simulation {
     const auto at = std::find_if(decode.running.begin(), decode.running.end(),
                                  [r](const Running& one) { return one.request == r; });
     if (at != decode.running.end()) {
+      Leaves(decode, *at);
       decode.running.erase(at);
       std::make_heap(decode.running.begin(), decode.running.end(), std::greater<>());
       decode.running_context -= PromptTokens(r);

@@ -102,9 +102,9 @@ struct SimulationResult {
 /// computed in steps of at most `saturation_tokens`. When it begins the decode worker hears of it,
 /// and pulls its KV as soon as it has room: while the prompt is computed, except for the last
 /// chunk, which leaves when it is. A prefill worker keeps KV until it is pulled, so that bursts
-/// wait there. Mixed workers take turns: a decode step, then as much prefill as the TPOT objective
-/// leaves time for. INVALID_ARGUMENT when there is no worker, or one of a phase only, a node that
-/// the links do not have, or no request.
+/// wait there. Mixed workers take turns by the rule of scheduler/core/turn_policy.h, as the
+/// daemon's. INVALID_ARGUMENT when there is no worker, or one of a phase only, a node that the
+/// links do not have, or no request.
 absl::StatusOr<SimulationResult> Simulate(std::span<const SimulatedWorker> workers,
                                           const LinkTable& links,
                                           std::span<const WorkloadRequest> workload,

@@ -67,6 +67,33 @@ TEST(PlannerSimulator, AMixedWorkerHandsNothingOver) {
   EXPECT_EQ(result.handoff_s, 0);
 }
 
+/// When the second of two prompts begins on a mixed worker, and how many tokens its first step has.
+std::pair<double, uint32_t> SecondPrompt(double ttft_slo_s) {
+  SimulatorOptions options = kOptions;
+  options.ttft_slo_s = ttft_slo_s;
+  options.tpot_slo_s = 0.02;
+  options.keep_steps_until_s = 1;
+  const auto result = Played(Workers({Phase::kMixed}),
+                             {{.prompt_tokens = 100, .output_tokens = 40},
+                              {.arrival_s = 0.012, .prompt_tokens = 512, .output_tokens = 2}},
+                             options);
+  for (const SimulatedStep& step : result.steps) {
+    if (step.prefill && step.begin_s > 0) return {step.begin_s, step.size};
+  }
+  return {};
+}
+
+TEST(PlannerSimulator, AMixedWorkersPromptsWaitUntilTimeIsSaved) {
+  // Of 20 ms a token 14 may be used; steps take 11: 3 ms are saved a step. A piece of 128 tokens
+  // takes 13.8 ms, saved after five steps; 140 tokens take the 15 ms.
+  const auto [begin_s, tokens] = SecondPrompt(10);
+  EXPECT_NEAR(begin_s, 0.011 + 5 * 0.011, kTolerance);
+  EXPECT_EQ(tokens, 140u);
+  const auto [late_s, least] = SecondPrompt(0.05);
+  EXPECT_NEAR(late_s, 0.011 + 0.011, kTolerance) << "its first token is late otherwise";
+  EXPECT_EQ(least, 128u);
+}
+
 TEST(PlannerSimulator, ASingleTokenNeedsNoDecodeWorker) {
   const auto result = Played(Workers({Phase::kPrefill, Phase::kDecode}),
                              {{.prompt_tokens = 100, .output_tokens = 1, .cached_tokens = 60}});

@@ -84,13 +84,6 @@ TEST_F(DecodePolicyTest, ParksTheYoungestAndBringsBackTheOldest) {
   EXPECT_FALSE(Overflows({.kv_capacity_tokens = 100}, 97, 3));
 }
 
-TEST_F(DecodePolicyTest, TimeForPrefillBetweenSteps) {
-  EXPECT_DOUBLE_EQ(PrefillBudgetSeconds(0.03, 0.1), 0.07);
-  EXPECT_DOUBLE_EQ(PrefillBudgetSeconds(0.2, 0.1), 0);
-  EXPECT_TRUE(std::isinf(PrefillBudgetSeconds(0, 0.1)));
-  EXPECT_TRUE(std::isinf(PrefillBudgetSeconds(0.03, 0)));
-}
-
 /// A worker with three times more sequences than fit: all end, and none starves.
 TEST_F(DecodePolicyTest, ThreeTimesMoreThanFitsAllFinish) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
