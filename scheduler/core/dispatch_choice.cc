@@ -16,10 +16,10 @@ namespace {
 /// Prefill workers of which pairs are looked at, and holders that cached KV may be loaded from.
 constexpr size_t kPrefillSides = 4, kHolders = 3;
 constexpr size_t kCandidates = 8;
+/// Workers that are looked at first, those that promise most: what they give rules most others out.
+constexpr size_t kFirst = 8;
 /// What an objective missed by its own length adds to the score, besides the time itself.
 constexpr double kMissed = 4;
-/// A mixed worker's steps leave at least this share of its time to prefill.
-constexpr double kLeastShare = 0.1;
 /// Of a worker or a pair that is to be taken only when there is no other.
 constexpr double kExcluded = 1e6;
 /// Scores that differ by less are equal, however small they are.
@@ -59,17 +59,17 @@ struct Dispatcher::Scratch {
   struct DecodeSide {
     WorkerIndex worker = kNoWorker;
     double penalty = 0, step_s = 0, wait_s = 0;
-    double least_score = 0;  // with KV that is there at once
   };
   struct Pair {
     WorkerIndex prefill = kNoWorker, decode = kNoWorker;
     double score = 0;
   };
   std::vector<uint32_t> local_tokens;  // by worker: of the prompt's beginning, in its own store
+  std::vector<double> loaded_s, least_ttft_s, least_tpot;  // by worker
+  std::vector<Side> least;             // prefill workers with their least scores
   std::vector<Side> prefills;          // of which each may go with any decode worker
   /// Decode workers that may prefill for themselves; with their least scores.
   std::vector<Side> alone;
-  std::vector<DecodeSide> decodes;  // by rising worker index
   std::vector<Pair> pairs;
 };
 
@@ -80,16 +80,10 @@ class Dispatcher::Choice {
         work_(work),
         now_s_(now_s),
         random_(random),
-        ttft_objective_s_(work.ttft_objective_s > 0 ? work.ttft_objective_s
-                                                    : dispatcher.options_.ttft_objective_s),
-        tpot_objective_s_(work.tpot_objective_s > 0 ? work.tpot_objective_s
-                                                    : dispatcher.options_.tpot_objective_s),
+        ttft_objective_s_(dispatcher.options_.ttft_objective_s),
+        tpot_objective_s_(dispatcher.options_.tpot_objective_s),
         per_further_token_(1.0 / (std::max(2u, work.expected_output_tokens) - 1)),
-        s_(*dispatcher.scratch_),
-        fastest_token_s_(
-            work.kv_bytes_per_token /
-            std::max({dispatcher.fastest_bytes_per_s_, dispatcher.options_.default_bytes_per_s,
-                      dispatcher.options_.local_bytes_per_s})) {}
+        s_(*dispatcher.scratch_) {}
 
   absl::StatusOr<Decision> Make();
 
@@ -106,16 +100,16 @@ class Dispatcher::Choice {
   void PickHolders();
   void ScorePrefills();
   void KeepBestPrefills();
-  void ScoreDecodes();
+  void BoundDecodes();
   void ScorePairs();
   Decision Decide();
   absl::Status Nobody() const;
 
   Ttft PredictTtft(WorkerIndex index) const;
-  double Slowdown(const Hot& hot) const;
-  double AheadSeconds(const Hot& hot, double slowdown) const;
-  double LeastScore(WorkerIndex index) const;
-  double ScoreOf(WorkerIndex index) const;
+  double AheadSeconds(const Hot& hot) const;
+  void BoundLoads();
+  void BoundTtfts();
+  double ScoreOf(WorkerIndex index, const Ttft& ttft) const;
   DecodeSide PredictDecode(WorkerIndex index) const;
   double HandoffSeconds(double compute_s, const Link& link) const;
   double TpotSeconds(const DecodeSide& decode, double handoff_s) const;
@@ -135,8 +129,7 @@ class Dispatcher::Choice {
   Scratch& s_;
   std::array<CachedAt, kHolders> holders_;
   size_t n_holders_ = 0;
-  const double fastest_token_s_;  // of a token's KV over the fastest link there is
-  uint32_t longest_ = 0;          // tokens of the prompt that they hold
+  uint32_t longest_ = 0;  // tokens of the prompt that they hold
 };
 
 Dispatcher::Dispatcher(const Options& options)
@@ -151,7 +144,6 @@ absl::StatusOr<Decision> Dispatcher::Choose(const Work& work, double now_s,
 absl::StatusOr<Decision> Dispatcher::Choice::Make() {
   s_.prefills.clear();
   s_.alone.clear();
-  s_.decodes.clear();
   s_.pairs.clear();
   if (work_.fixed_prefill) {
     s_.prefills.push_back({.worker = *work_.fixed_prefill});
@@ -160,7 +152,7 @@ absl::StatusOr<Decision> Dispatcher::Choice::Make() {
     ScorePrefills();
     KeepBestPrefills();
   }
-  if (work_.needs_decode) ScoreDecodes();
+  if (work_.needs_decode) BoundDecodes();
   ScorePairs();
   if (s_.pairs.empty()) return Nobody();
   return Decide();
@@ -214,21 +206,16 @@ void Dispatcher::Choice::PickHolders() {
   }
 }
 
-/// How much longer prefill takes there: decode steps leave it the rest of the worker's time.
-double Dispatcher::Choice::Slowdown(const Hot& hot) const {
-  return hot.step_s == 0 ? 1 : 1 / std::max(kLeastShare, 1 - hot.step_s / tpot_objective_s_);
-}
-
-double Dispatcher::Choice::AheadSeconds(const Hot& hot, double slowdown) const {
+double Dispatcher::Choice::AheadSeconds(const Hot& hot) const {
   const double worked_s = std::max(0.0, now_s_ - hot.reported_s);
-  return std::max(0.0, hot.reported_ahead_s * slowdown - worked_s) +
-         hot.assigned_ahead_s * slowdown;
+  return std::max(0.0, hot.reported_ahead_s * hot.slowdown - worked_s) +
+         hot.assigned_ahead_s * hot.slowdown;
 }
 
 Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) const {
   const Hot& hot = d_.hot_[index];
-  const double slowdown = Slowdown(hot);
-  const double ahead_s = AheadSeconds(hot, slowdown);
+  const double slowdown = hot.slowdown;
+  const double ahead_s = AheadSeconds(hot);
   Ttft ttft = {.queue_s = ahead_s, .steps_ahead = ahead_s / (slowdown * hot.full_step_s)};
   // At least the last token is computed anew.
   const uint32_t usable = work_.prompt_tokens - std::min(work_.prompt_tokens, 1u);
@@ -261,49 +248,94 @@ Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) cons
   return ttft;
 }
 
-/// No prediction comes lower: as if all that is cached anywhere came over the fastest link there
-/// is.
-double Dispatcher::Choice::LeastScore(WorkerIndex index) const {
-  const Hot& hot = d_.hot_[index];
-  const double slowdown = Slowdown(hot);
-  const double whole_s = work_.prompt_tokens * hot.prefill.per_token_s;
-  const uint32_t n_cached = std::min(longest_, work_.prompt_tokens);
-  const double spared_s = n_cached * hot.prefill.per_token_s * slowdown;
-  const double ahead_s = AheadSeconds(hot, slowdown);
-  const double load_s = (n_cached - s_.local_tokens[index]) * fastest_token_s_;
-  const double ready_s = std::min(ahead_s + spared_s, std::max(ahead_s, load_s));
-  return Term(work_.waited_s + ready_s + (whole_s + hot.prefill.base_s) * slowdown - spared_s,
-              ttft_objective_s_) +
-         Penalty(index);
+/// When what is cached can be there, by worker: from its own store, or the rest from a holder.
+void Dispatcher::Choice::BoundLoads() {
+  const size_t n_workers = d_.hot_.size();
+  const double token_s = work_.kv_bytes_per_token / d_.options_.local_bytes_per_s;
+  const uint32_t* const local_tokens = s_.local_tokens.data();
+  s_.loaded_s.assign(n_workers, std::numeric_limits<double>::infinity());
+  double* const loaded_s = s_.loaded_s.data();
+  if (longest_ == 0) return;
+  for (size_t i = 0; i < n_workers; ++i) {
+    if (local_tokens[i] > 0) loaded_s[i] = local_tokens[i] * token_s;
+  }
+  for (size_t h = 0; h < n_holders_; ++h) {
+    const std::vector<Link>& row = d_.links_[holders_[h].worker];
+    const auto tokens = static_cast<int32_t>(holders_[h].tokens);
+    auto load = [&](size_t i, const Link& link) {
+      const double moved = tokens - static_cast<int32_t>(local_tokens[i]);
+      const double seconds = link.rtt_s + moved * work_.kv_bytes_per_token / link.bytes_per_s;
+      loaded_s[i] = moved > 0 && seconds < loaded_s[i] ? seconds : loaded_s[i];
+    };
+    const size_t n_known = std::min(row.size(), n_workers);
+    for (size_t i = 0; i < n_known; ++i) load(i, row[i]);
+    for (size_t i = n_known; i < n_workers; ++i) load(i, d_.Unmeasured());
+  }
 }
 
-double Dispatcher::Choice::ScoreOf(WorkerIndex index) const {
-  const Ttft ttft = PredictTtft(index);
+/// No prediction comes lower: as if all that is cached anywhere were spared for the time that it
+/// takes to load some of it. Plain loops over columns, which compilers turn into vector
+/// instructions.
+void Dispatcher::Choice::BoundTtfts() {
+  BoundLoads();
+  const size_t n_workers = d_.hot_.size();
+  s_.least_ttft_s.resize(n_workers);
+  const double n_cached = std::min(longest_, work_.prompt_tokens);
+  const double n_computed = work_.prompt_tokens - n_cached;
+  const double* const ahead_until_s = d_.bounds_.ahead_until_s.data();
+  const double* const assigned_s = d_.bounds_.assigned_s.data();
+  const double* const per_token_s = d_.bounds_.per_token_s.data();
+  const double* const base_s = d_.bounds_.base_s.data();
+  const double* const loaded_s = s_.loaded_s.data();
+  double* const least_s = s_.least_ttft_s.data();
+  for (size_t i = 0; i < n_workers; ++i) {
+    const double work_left_s = ahead_until_s[i] - now_s_;
+    const double ahead_s = (work_left_s > 0 ? work_left_s : 0) + assigned_s[i];
+    const double computed_s = ahead_s + n_cached * per_token_s[i];
+    const double spared_s = ahead_s > loaded_s[i] ? ahead_s : loaded_s[i];
+    least_s[i] = (computed_s < spared_s ? computed_s : spared_s) + n_computed * per_token_s[i] +
+                 base_s[i] + work_.waited_s;
+  }
+}
+
+double Dispatcher::Choice::ScoreOf(WorkerIndex index, const Ttft& ttft) const {
   return Term(work_.waited_s + ttft.queue_s + ttft.compute_s + ttft.load_s, ttft_objective_s_) +
          Penalty(index);
 }
 
 void Dispatcher::Choice::ScorePrefills() {
+  BoundTtfts();
   // Decode workers prefill for others only when no other worker prefills.
-  const bool anybody = std::any_of(d_.hot_.begin(), d_.hot_.end(), [](const Hot& hot) {
-    return hot.takes_prefill && !hot.decode_first;
-  });
-  // Who can neither come among the best nor equal the best one need not be looked at closely.
-  Lowest<kPrefillSides> least;
-  double limit = least.worst();
-  for (WorkerIndex i = 0; i < d_.hot_.size(); ++i) {
-    const Hot& hot = d_.hot_[i];
-    if (!hot.takes_prefill) continue;
-    if (hot.decode_first != anybody) {
-      if (LeastScore(i) > limit) continue;
-      const double score = ScoreOf(i);
-      s_.prefills.push_back({.worker = i, .score = score});
-      least.Insert(score);
-      limit = std::max(least.worst(), Limit(least.best(), 0));
-    } else if (hot.takes_decode && work_.needs_decode &&
-               (hot.step_s == 0 || hot.next_step_s + hot.least_piece_s <= tpot_objective_s_)) {
-      s_.alone.push_back({.worker = i, .score = LeastScore(i)});
+  const std::vector<uint8_t>& roles = d_.bounds_.role;
+  uint8_t all = 0;
+  for (const uint8_t role : roles) all |= role;
+  const uint8_t prefills =
+      (all & Bounds::kPrefills) != 0 ? Bounds::kPrefills : Bounds::kPrefillsToo;
+  s_.least.clear();
+  Lowest<kFirst> first;
+  for (WorkerIndex i = 0; i < roles.size(); ++i) {
+    if ((roles[i] & prefills) != 0) {
+      s_.least.push_back({.worker = i, .score = Term(s_.least_ttft_s[i], ttft_objective_s_)});
+      first.Insert(s_.least.back().score);
+    } else if ((roles[i] & Bounds::kPrefillsSelf) != 0 && work_.needs_decode) {
+      s_.alone.push_back({.worker = i, .score = Term(s_.least_ttft_s[i], ttft_objective_s_)});
     }
+  }
+  // Who can neither come among the best nor equal the best one need not be looked at closely.
+  Lowest<kPrefillSides> best;
+  double limit = best.worst();
+  auto look = [&](const Side& side) {
+    if (side.score > limit) return;
+    const double score = ScoreOf(side.worker, PredictTtft(side.worker));
+    s_.prefills.push_back({.worker = side.worker, .score = score});
+    best.Insert(score);
+    limit = std::max(best.worst(), Limit(best.best(), 0));
+  };
+  for (const Side& side : s_.least) {
+    if (side.score <= first.worst()) look(side);
+  }
+  for (const Side& side : s_.least) {
+    if (side.score > first.worst()) look(side);
   }
 }
 
@@ -346,11 +378,31 @@ Dispatcher::Choice::DecodeSide Dispatcher::Choice::PredictDecode(WorkerIndex ind
   return side;
 }
 
-void Dispatcher::Choice::ScoreDecodes() {
-  for (WorkerIndex i = 0; i < d_.hot_.size(); ++i) {
-    if (!d_.hot_[i].takes_decode) continue;
-    DecodeSide& side = s_.decodes.emplace_back(PredictDecode(i));
-    side.least_score = Term(TpotSeconds(side, 0), tpot_objective_s_) + side.penalty;
+/// The lowest score of each worker's TPOT, with KV that is there at once; of ages for one that
+/// takes no sequence. PredictDecode, for all of them, as a loop over columns.
+void Dispatcher::Choice::BoundDecodes() {
+  const size_t n_workers = d_.hot_.size();
+  s_.least_tpot.resize(n_workers);
+  const Bounds& bounds = d_.bounds_;
+  const double* const next_s = bounds.step_s.data();
+  const double* const per_context_token_s = bounds.per_context_token_s.data();
+  const double* const lives_to_wait = bounds.lives_to_wait.data();
+  const double* const life_tokens = bounds.life_tokens.data();
+  const double* const per_capacity_token = bounds.per_capacity_token.data();
+  const double* const prefill_ahead_s = bounds.prefill_ahead_s.data();
+  double* const least = s_.least_tpot.data();
+  const double prompt = work_.prompt_tokens, output = work_.expected_output_tokens;
+  const double per_objective = 1 / tpot_objective_s_;
+  for (size_t i = 0; i < n_workers; ++i) {
+    const double alone_s = next_s[i] + prompt * per_context_token_s[i];
+    const double life_s = output * alone_s;
+    const double over = (life_tokens[i] + prompt + output) * per_capacity_token[i] - 1;
+    const double wait_s = life_s * (lives_to_wait[i] > over ? lives_to_wait[i] : over);
+    const double spare_s = tpot_objective_s_ - alone_s;
+    const double share = prefill_ahead_s[i] < life_s ? prefill_ahead_s[i] / life_s : 1;
+    const double step_s = alone_s + share * (spare_s > 0 ? spare_s : 0);
+    const double ratio = (step_s + wait_s * per_further_token_) * per_objective;
+    least[i] = ratio + kMissed * (ratio > 1 ? ratio - 1 : 0);
   }
 }
 
@@ -385,23 +437,39 @@ void Dispatcher::Choice::ScorePairs() {
   Lowest<kCandidates> least;
   double limit = least.worst();
   auto add = [&](const Side& prefill, double compute_s, const DecodeSide& decode) {
-    if (prefill.score + decode.least_score > limit) return;
     const double score = PairScore(prefill, compute_s, decode);
     s_.pairs.push_back({.prefill = prefill.worker, .decode = decode.worker, .score = score});
     least.Insert(score);
     limit = std::max(least.worst(), Limit(least.best(), 0));
   };
-  for (const Side& prefill : s_.prefills) {
-    const double compute_s = work_.fixed_prefill ? 0 : PredictTtft(prefill.worker).compute_s;
-    for (const DecodeSide& decode : s_.decodes) add(prefill, compute_s, decode);
+  Lowest<kFirst> first;
+  for (const double score : s_.least_tpot) first.Insert(score);
+  Lowest<1> best_prefill;
+  std::array<double, kPrefillSides> compute_s = {};
+  for (size_t i = 0; i < s_.prefills.size(); ++i) {
+    best_prefill.Insert(s_.prefills[i].score);
+    if (!work_.fixed_prefill) compute_s[i] = PredictTtft(s_.prefills[i].worker).compute_s;
   }
-  // Each with itself; both are in order of index.
-  auto decode = s_.decodes.begin();
+  const std::vector<uint8_t>& roles = d_.bounds_.role;
+  for (const bool among_first : {true, false}) {
+    for (WorkerIndex w = 0; w < s_.least_tpot.size(); ++w) {
+      const double least_tpot = s_.least_tpot[w];
+      if ((least_tpot <= first.worst()) != among_first ||
+          best_prefill.best() + least_tpot > limit || (roles[w] & Bounds::kDecodes) == 0) {
+        continue;
+      }
+      const DecodeSide decode = PredictDecode(w);
+      for (size_t i = 0; i < s_.prefills.size(); ++i) {
+        if (s_.prefills[i].score + least_tpot <= limit) add(s_.prefills[i], compute_s[i], decode);
+      }
+    }
+  }
+  // Each with itself.
   for (const Side& own : s_.alone) {
-    while (decode->worker != own.worker) ++decode;
-    if (own.score + decode->least_score > limit) continue;
-    const Side side = {.worker = own.worker, .score = ScoreOf(own.worker)};
-    add(side, PredictTtft(own.worker).compute_s, *decode);
+    if (own.score + s_.least_tpot[own.worker] > limit) continue;
+    const Ttft ttft = PredictTtft(own.worker);
+    add({.worker = own.worker, .score = ScoreOf(own.worker, ttft)}, ttft.compute_s,
+        PredictDecode(own.worker));
   }
 }
 

@@ -1,9 +1,13 @@
 #include "scheduler/core/dispatcher.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace tandem::scheduler {
 namespace {
+
+/// A mixed worker's steps leave at least this share of its time to prefill.
+constexpr double kLeastShare = 0.1;
 
 uint64_t PairKey(WorkerIndex a, WorkerIndex b) {
   return uint64_t{std::min(a, b)} << 32 | std::max(a, b);
@@ -16,6 +20,13 @@ WorkerIndex Dispatcher::Add() {
     free_workers_.push_back(static_cast<WorkerIndex>(workers_.size()));
     workers_.emplace_back();
     hot_.emplace_back();
+    bounds_.role.push_back(0);
+    for (auto* column :
+         {&bounds_.ahead_until_s, &bounds_.assigned_s, &bounds_.per_token_s, &bounds_.base_s,
+          &bounds_.step_s, &bounds_.per_context_token_s, &bounds_.lives_to_wait,
+          &bounds_.life_tokens, &bounds_.per_capacity_token, &bounds_.prefill_ahead_s}) {
+      column->push_back(0);
+    }
     links_.emplace_back();
   }
   const WorkerIndex index = free_workers_.back();
@@ -36,7 +47,7 @@ void Dispatcher::Remove(WorkerIndex worker) {
   Refresh(worker);
   links_[worker].clear();
   for (auto& row : links_) {
-    if (row.size() > worker) row[worker] = Link();
+    if (row.size() > worker) row[worker] = Unmeasured();
   }
   absl::erase_if(avoided_, [&](const auto& each) {
     return each.first >> 32 == worker || static_cast<WorkerIndex>(each.first) == worker;
@@ -87,6 +98,8 @@ void Dispatcher::Refresh(WorkerIndex index) {
   hot.step_s = report.decode_running == 0
                    ? 0
                    : latency.decode.StepSeconds(report.decode_running, report.kv_used_tokens);
+  hot.slowdown =
+      hot.step_s == 0 ? 1 : 1 / std::max(kLeastShare, 1 - hot.step_s / options_.tpot_objective_s);
   const uint32_t places = std::max(1u, report.max_sequences);
   const uint32_t n_sequences = report.decode_running + report.decode_waiting + worker.sequences;
   hot.next_step_s = latency.decode.StepSeconds(std::min(n_sequences + 1, places), context);
@@ -97,21 +110,43 @@ void Dispatcher::Refresh(WorkerIndex index) {
   hot.life_tokens = static_cast<double>(report.kv_expected_tokens + worker.life_tokens);
   hot.per_capacity_token =
       report.kv_capacity_tokens == 0 ? 0 : 1 / static_cast<double>(report.kv_capacity_tokens);
+  RefreshBounds(index);
+}
+
+void Dispatcher::RefreshBounds(WorkerIndex index) {
+  constexpr double kNever = std::numeric_limits<double>::infinity(), kAges = 1e9;
+  const Hot& hot = hot_[index];
+  uint8_t role = hot.takes_decode ? Bounds::kDecodes : 0;
+  if (hot.takes_prefill) role |= hot.decode_first ? Bounds::kPrefillsToo : Bounds::kPrefills;
+  const bool has_time = hot.step_s == 0 ||
+                        hot.next_step_s + hot.least_piece_s <= options_.tpot_objective_s;
+  if (hot.takes_decode && (role & Bounds::kPrefillsToo) != 0 && has_time) {
+    role |= Bounds::kPrefillsSelf;
+  }
+  bounds_.role[index] = role;
+  bounds_.ahead_until_s[index] = hot.reported_s + hot.reported_ahead_s * hot.slowdown;
+  bounds_.assigned_s[index] = hot.assigned_ahead_s * hot.slowdown;
+  bounds_.per_token_s[index] = hot.prefill.per_token_s * hot.slowdown;
+  bounds_.base_s[index] = hot.takes_prefill ? hot.prefill.base_s * hot.slowdown : kNever;
+  bounds_.step_s[index] = hot.takes_decode ? hot.next_step_s : kAges;
+  bounds_.per_context_token_s[index] = hot.per_context_token_s;
+  bounds_.lives_to_wait[index] = hot.lives_to_wait;
+  bounds_.life_tokens[index] = hot.life_tokens;
+  bounds_.per_capacity_token[index] = hot.per_capacity_token;
+  bounds_.prefill_ahead_s[index] =
+      hot.takes_prefill ? hot.reported_ahead_s + hot.assigned_ahead_s : 0;
 }
 
 void Dispatcher::SetLink(WorkerIndex from, WorkerIndex to, const Link& link) {
   std::vector<Link>& row = links_[from];
-  if (row.size() <= to) row.resize(workers_.size());
-  row[to] = link;
-  fastest_bytes_per_s_ = std::max(fastest_bytes_per_s_, link.bytes_per_s);
+  if (row.size() <= to) row.resize(workers_.size(), Unmeasured());
+  row[to] = link.bytes_per_s > 0 ? link : Unmeasured();
 }
 
 Link Dispatcher::LinkBetween(WorkerIndex from, WorkerIndex to) const {
   if (from == to) return {.bytes_per_s = options_.local_bytes_per_s, .rtt_s = 0};
-  const Link unknown = {.bytes_per_s = options_.default_bytes_per_s,
-                        .rtt_s = options_.default_rtt_s};
-  if (from >= links_.size() || links_[from].size() <= to) return unknown;
-  return links_[from][to].bytes_per_s > 0 ? links_[from][to] : unknown;
+  if (from >= links_.size() || links_[from].size() <= to) return Unmeasured();
+  return links_[from][to];
 }
 
 void Dispatcher::AvoidPair(WorkerIndex a, WorkerIndex b, double until_s) {

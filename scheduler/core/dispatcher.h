@@ -65,8 +65,6 @@ struct Work {
   /// Only taken when there is nobody else.
   std::vector<WorkerIndex> excluded;
   std::vector<std::pair<WorkerIndex, WorkerIndex>> excluded_pairs;
-  /// 0: the dispatcher's own.
-  double ttft_objective_s = 0, tpot_objective_s = 0;
   /// Seconds of the TTFT that have passed already.
   double waited_s = 0;
   /// Set for a sequence that moves: its KV is complete on this node, only a decode worker is
@@ -194,6 +192,8 @@ class Dispatcher {
   struct Hot {
     bool takes_prefill = false, takes_decode = false, decode_first = false;
     // Of the prompts ahead: those reported, from reported_s on worked off; those assigned since.
+    // How much longer prefill takes there: decode steps leave it the rest of the worker's time.
+    double slowdown = 1;
     double reported_s = 0, reported_ahead_s = 0, assigned_ahead_s = 0;
     double full_step_s = 0;     // of L_m tokens
     double per_step_token = 0;  // 1 / L_m
@@ -204,11 +204,31 @@ class Dispatcher {
     // Share of an expected life to wait for a place; KV expected, and 1 / capacity.
     double lives_to_wait = 0, life_tokens = 0, per_capacity_token = 0;
   };
+  /// What bounds a worker's TTFT and TPOT from below, column by column: a choice goes over all of
+  /// it, and looks at few workers' Hot.
+  struct Bounds {
+    enum Role : uint8_t {
+      kPrefills = 1,      // for anybody
+      kDecodes = 2,
+      kPrefillsToo = 4,   // a decode worker that prefills for others when nobody else does
+      kPrefillsSelf = 8,  // and, as things are, for what it decodes itself
+    };
+    std::vector<uint8_t> role;
+    // Slowdown included. Infinite base: it takes no prompts.
+    std::vector<double> ahead_until_s, assigned_s, per_token_s, base_s;
+    // A step of ages: it takes no sequences.
+    std::vector<double> step_s, per_context_token_s, lives_to_wait, life_tokens, per_capacity_token;
+    std::vector<double> prefill_ahead_s;
+  };
   class Choice;
   /// A choice's vectors, kept from one to the next.
   struct Scratch;
 
   void Refresh(WorkerIndex worker);
+  void RefreshBounds(WorkerIndex worker);
+  Link Unmeasured() const {
+    return {.bytes_per_s = options_.default_bytes_per_s, .rtt_s = options_.default_rtt_s};
+  }
   Worker* Find(const Part& part);
   Assignment* Find(AssignmentId id);
   void PrefillReported(Assignment& assignment);
@@ -219,10 +239,10 @@ class Dispatcher {
   const Options options_;
   std::vector<Worker> workers_;
   std::vector<Hot> hot_;  // by worker
+  Bounds bounds_;
   std::vector<WorkerIndex> free_workers_;
-  // By from, then to; short rows, and links of no bytes per second, are not measured.
+  // By from, then to. What is not measured is the default, as is what short rows lack.
   std::vector<std::vector<Link>> links_;
-  double fastest_bytes_per_s_ = 0;                 // that any link ever had
   absl::flat_hash_map<uint64_t, double> avoided_;  // pair → until
   std::vector<Assignment> assignments_;
   std::vector<uint32_t> free_assignments_;
