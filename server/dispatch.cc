@@ -99,6 +99,7 @@ bool Dispatch::Start() {
   message.set_ttft_left_s(order_.ttft_left_s);
   message.mutable_holders()->Add(order_.holders.begin(), order_.holders.end());
   message.set_store_address(order_.store_address);
+  message.set_tenant_weight(order_.tenant_weight);
   prefill_ = {.worker = pair_.prefill, .assignment = pair_.assignment};
   Open(prefill_, &Dispatch::OnPrefillEvent, &Dispatch::OnPrefillDone);
   stub->async()->Prefill(&prefill_.stream->context(), &message, prefill_.stream.get());

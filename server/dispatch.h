@@ -72,6 +72,7 @@ struct DispatchOrder {
   double ttft_left_s = 0;
   std::vector<v1::ChunkHolder> holders;
   std::string store_address;
+  double tenant_weight = 1;
   absl::Time deadline = absl::InfiniteFuture();
 };
 

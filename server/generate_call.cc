@@ -333,6 +333,7 @@ DispatchOrder GenerateCall::Order(const scheduler::Pair& pair) const {
                          .bypass_cache = request_.bypass_cache,
                          .ttft_left_s = absl::ToDoubleSeconds(core_->options().ttft_objective) -
                                         (generated_ == 0 ? since_arrival_.seconds() : 0),
+                         .tenant_weight = core_->queue().Weight(request_.tenant),
                          .deadline = deadline_};
   PointToChunks(pair, order);
   return order;
@@ -375,6 +376,7 @@ void GenerateCall::OnPrefillStarted(double queue_s) {
 
 void GenerateCall::OnFirstToken(const v1::FirstToken& first) {
   timings_.set_prefill_s(timings_.prefill_s() + first.prefill_s());
+  core_->queue().Prefilled(ticket_);
   if (generated_ == 0) {
     prompt_cache_ = first.prompt_cache();
     usage_.set_cached_tokens(prompt_cache_.engine_tokens() + prompt_cache_.memory_tokens() +

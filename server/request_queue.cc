@@ -81,6 +81,15 @@ void RequestQueue::Leave(scheduler::Ticket ticket) {
   wake_();
 }
 
+void RequestQueue::Prefilled(scheduler::Ticket ticket) {
+  {
+    std::lock_guard lock(mutex_);
+    admission_.Prefilled(ticket, Seconds(absl::Now()));
+    if (waiting_.empty()) return;
+  }
+  wake_();
+}
+
 /// Whether the workers have room for the request whose turn it is. Among its reasons to wait is
 /// never a prediction alone: with nothing running there is nothing to wait for.
 bool RequestQueue::RoomFor(scheduler::Ticket ticket, absl::Time now) {
@@ -96,7 +105,17 @@ bool RequestQueue::RoomFor(scheduler::Ticket ticket, absl::Time now) {
   if (admission_.running() == 0) return true;
   // Nor does it help to compute a prompt whose sequence then waits for room, in the way of others.
   return forecast->steps_ahead <= options_.dispatch_ahead_steps &&
-         forecast->decode_wait_s <= forecast->ttft_s;
+         forecast->decode_wait_s <= forecast->ttft_s &&
+         (forecast->decode_wait_s == 0 || forecast->tpot_s <= options_.tpot_objective_s);
+}
+
+scheduler::Ticket RequestQueue::Next(absl::Time now) {
+  const auto first = admission_.Peek();
+  if (!first) return 0;
+  if (RoomFor(*first, now)) return *first;
+  // A tenant does not wait for room that others have taken beyond their shares: workers compute
+  // its prompt first.
+  return no_worker_since_ == absl::InfinitePast() ? admission_.PeekBelowShare().value_or(0) : 0;
 }
 
 /// A request that had to wait, or that leaves others waiting, has been given to the workers.
@@ -122,9 +141,9 @@ void RequestQueue::Pump() {
       expired.push_back(Take(ticket).request);
     }
     Waiting next;
-    if (const auto first = admission_.Peek(); first && RoomFor(*first, now)) {
-      admission_.Next(Seconds(now));
-      next = Take(*first);
+    if (const scheduler::Ticket ticket = Next(now); ticket != 0) {
+      admission_.Start(ticket);
+      next = Take(ticket);
       CountServed(next.work_tokens, now);
       again_ = true;
     }
@@ -146,6 +165,11 @@ void RequestQueue::Pump() {
 uint32_t RequestQueue::queued() const {
   std::lock_guard lock(mutex_);
   return admission_.queued();
+}
+
+double RequestQueue::Weight(const std::string& tenant) const {
+  std::lock_guard lock(mutex_);
+  return admission_.weight(tenant);
 }
 
 double RequestQueue::RetryAfter() const {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -40,6 +41,8 @@ class RequestQueue {
     double dispatch_ahead_steps = 2;
     /// Predicted TTFT beyond which a request is refused; 0: only its own deadline counts.
     double max_ttft_s = 0;
+    /// A request waits while its sequence would wait for a place so long that it misses this.
+    double tpot_objective_s = std::numeric_limits<double>::infinity();
     /// How long requests wait when the last worker has gone.
     absl::Duration patience = absl::Seconds(30);
     /// Bounds of the delay that a refused client is told.
@@ -58,6 +61,8 @@ class RequestQueue {
   /// Placement.
   void Describe(scheduler::Ticket ticket, scheduler::Placement what,
                 std::vector<kvstore::ChunkId> chunk_ids);
+  /// The request has had its first token: its tenant may send another.
+  void Prefilled(scheduler::Ticket ticket);
   /// The request has ended, whether its turn had come or not.
   void Leave(scheduler::Ticket ticket);
   /// Lets those run whose turn it is and for whom the workers have room; removes those that had to
@@ -65,6 +70,7 @@ class RequestQueue {
   void Pump();
 
   uint32_t queued() const;
+  double Weight(const std::string& tenant) const;
   /// Seconds after which a refused request may come back: the time in which what waits is served.
   double RetryAfter() const;
 
@@ -78,6 +84,8 @@ class RequestQueue {
   // These expect mutex_ to be held.
   Waiting Take(scheduler::Ticket ticket);
   double RetryAfterLocked() const;
+  // Who may run now, the one whose turn it is or one whose tenant has less than its share; or 0.
+  scheduler::Ticket Next(absl::Time now);
   bool RoomFor(scheduler::Ticket ticket, absl::Time now);
   void CountServed(double work_tokens, absl::Time now);
 

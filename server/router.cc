@@ -43,6 +43,7 @@ RouterCore::RouterCore(RouterOptions options, std::shared_ptr<const workers::Mod
       queue_({.max_requests = options_.max_requests,
               .dispatch_ahead_steps = static_cast<double>(options_.dispatch_ahead),
               .max_ttft_s = absl::ToDoubleSeconds(options_.max_ttft),
+              .tpot_objective_s = TermSeconds(options_.tpot_objective),
               .patience = options_.resume_timeout,
               .min_retry_s = absl::ToDoubleSeconds(options_.retry_after),
               .tenants = options_.tenant_limits},

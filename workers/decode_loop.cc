@@ -72,7 +72,9 @@ LoopLoad DecodeLoop::load() const {
   load.kv_used_tokens += coming_tokens_;
   load.kv_expected_tokens += coming_expected_;
   load.kv_capacity_tokens = Room().kv_capacity_tokens;
-  load.max_sequences = engine_->options().max_sequences;
+  // Routers send no more than the TPOT objective lets in.
+  const auto context = static_cast<uint32_t>(load.kv_used_tokens / std::max(1u, load.running));
+  load.max_sequences = scheduler::StepLimit(Room(), parts_.speed->model().decode, context);
   load.parked_bytes = parts_.lot->bytes();
   load.tokens_per_s = rate_.PerSecond(std::chrono::steady_clock::now());
   load.unfinished = unfinished_;
@@ -276,6 +278,8 @@ void DecodeLoop::ComputeStep() {
   }
   const auto n = static_cast<uint32_t>(items.size());
   parts_.gate->SetDecoding(n, saved_s);
+  // Sampling and taking in KV keep the next token waiting as much as the engine does.
+  const double between_s = stepped_last_ ? since_step_.seconds() : 0;
   const TurnGate::Turn turn = parts_.gate->EnterDecode();
   const double idle_s = stepped_last_ ? since_step_.seconds() : 0;
   const Stopwatch step;
@@ -284,7 +288,7 @@ void DecodeLoop::ComputeStep() {
     for (size_t slot = 0; slot < running_.size(); ++slot) EndRunning(slot, computed);
     return;
   }
-  parts_.speed->DecodeStep(n, context_tokens, step.seconds());
+  parts_.speed->DecodeStep(n, context_tokens, between_s + step.seconds());
   parts_.metrics->DecodeStep(n, idle_s + step.seconds());
   since_step_ = Stopwatch();
   stepped_last_ = true;

@@ -13,6 +13,16 @@ namespace {
 
 // How long a prompt that waits for room is left before its deadline is looked at again.
 constexpr std::chrono::milliseconds kBlockedWait{20};
+// By how much a step may take longer for other tenants' prompts in it.
+constexpr double kForOthers = 1.2;
+
+/// Behind those with the same tag or a lower one.
+template <typename List>
+typename List::iterator InsertByTag(List& list, typename List::value_type active) {
+  auto at = list.end();
+  while (at != list.begin() && (*std::prev(at))->tag > active->tag) --at;
+  return list.insert(at, std::move(active));
+}
 
 }  // namespace
 
@@ -66,7 +76,9 @@ absl::Status PrefillLoop::Submit(PrefillJob job) {
                                                      " requests wait, max_queued is ",
                                                      options_.max_queued));
   }
-  waiting_.push_back(std::move(active));
+  active->tag = order_.Enter(active->job.context->tenant(), static_cast<double>(n),
+                             active->job.tenant_weight);
+  InsertByTag(waiting_, std::move(active));
   ++unfinished_;
   wake_.notify_one();
   return absl::OkStatus();
@@ -189,8 +201,8 @@ void PrefillLoop::AdmitWaiting() {
 
 void PrefillLoop::Start(std::unique_ptr<Active> owned) {
   Active& active = *owned;
-  MakeRoom(0);
-  computing_.push_back(std::move(owned));
+  MakeRoom(nullptr, 0);
+  InsertByTag(computing_, std::move(owned));
   active.sequence = free_sequences_.back();
   free_sequences_.pop_back();
   kv_reserved_tokens_ += active.job.tokens.size();
@@ -272,6 +284,7 @@ void PrefillLoop::ComputeStep() {
     std::lock_guard lock(mutex_);
     rate_.Add(n_tokens, std::chrono::steady_clock::now());
     ++published_load_.steps;
+    order_.Begin(owners.front()->tag);
   }
   for (size_t i = 0; i < owners.size(); ++i) {
     owners[i]->computed += owners[i]->in_step;
@@ -307,10 +320,17 @@ bool PrefillLoop::AwaitTurn() {
 uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector<Active*>& owners) {
   std::vector<Active*> prompts;
   std::vector<scheduler::PromptProgress*> progress;
-  uint32_t first_position = 0, n_ready = 0;
+  uint32_t first_position = 0, n_ready = 0, first_tenants = 0;
+  const Active* first = nullptr;
+  bool others = false;
   for (const auto& active : computing_) {
-    if (active->may_compute > active->computed && n_ready++ == 0) {
-      first_position = active->computed;
+    if (active->may_compute > active->computed) {
+      if (n_ready++ == 0) {
+        first = active.get();
+        first_position = active->computed;
+      }
+      others = others || active->job.context->tenant() != first->job.context->tenant();
+      if (!others) first_tenants += active->may_compute - active->computed;
     }
     active->progress.total_tokens = static_cast<uint32_t>(active->job.tokens.size());
     active->progress.computed_tokens = active->computed;
@@ -322,6 +342,11 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
   uint32_t budget = engine_->options().step_tokens;
   // More tokens than saturate the engine would only delay the first of several prompts.
   if (n_ready > 1) budget = std::min(budget, model.saturation_tokens);
+  if (others && first_tenants < budget) {
+    budget = scheduler::PieceTokens(
+        model.prefill, first_position,
+        kForOthers * model.prefill.Seconds(first_tenants, first_position), first_tenants, budget);
+  }
   budget = scheduler::PieceTokens(model.prefill, first_position, gate_->PrefillSeconds(),
                                   std::min(scheduler::kUsefulPieceTokens, budget), budget);
   uint32_t planned = 0;

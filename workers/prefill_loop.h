@@ -1,6 +1,6 @@
 // The prefill loop: one thread that owns a prefill engine, batches waiting prompts first come
-// first served, publishes each chunk of KV as soon as it is computed, and samples first tokens.
-// Called by the worker's gRPC service.
+// first served (between tenants: fairly), publishes each chunk of KV as soon as it is computed, and
+// samples first tokens. Called by the worker's gRPC service.
 #pragma once
 
 #include <array>
@@ -21,6 +21,7 @@
 #include "base/request_context.h"
 #include "kvstore/transfer/transfer.h"
 #include "scheduler/core/prefill_policy.h"
+#include "scheduler/core/tenant_order.h"
 #include "workers/engine/engine.h"
 #include "workers/engine/sampler.h"
 #include "workers/prefix_cache.h"
@@ -75,6 +76,8 @@ struct PrefillJob {
   uint32_t max_tokens = 0;
   std::string handoff_id;
   CacheWishes cache;
+  /// Of the tenant, against others'.
+  double tenant_weight = 1;
   /// The caller can send it elsewhere while it waits here.
   bool can_move = false;
   std::shared_ptr<PrefillEvents> events;
@@ -128,6 +131,7 @@ class PrefillLoop {
  private:
   struct Active {
     PrefillJob job;
+    double tag = 0;  // scheduler::TenantOrder's
     Stopwatch since_queued;
     Stopwatch since_started;
     double queue_s = 0;
@@ -176,8 +180,9 @@ class PrefillLoop {
   double ComputeSeconds(size_t first, size_t n_tokens) const;
   // What computing a chunk takes, with the engine's other work considered.
   kvstore::TextCost ChunkCost() const;
-  // Drops retained prompts until a sequence is free and `n_tokens` more fit.
-  void MakeRoom(uint64_t n_tokens);
+  // Drops retained prompts until a sequence is free and all that is being computed fits, `newest`
+  // with `n_tokens` more.
+  void MakeRoom(const Active* newest, uint64_t n_tokens);
   bool Retain(Active& active);
   void CountOrigins(const Active& active);
   // Removes the job and ends it.
@@ -200,7 +205,7 @@ class PrefillLoop {
   const Options options_;
 
   // The loop thread's own.
-  ActiveList computing_;
+  ActiveList computing_;  // by rising tag
   std::vector<int32_t> free_sequences_;
   RetainedPrompts retained_;
   uint64_t kv_reserved_tokens_ = 0;
@@ -208,7 +213,8 @@ class PrefillLoop {
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   // Guarded by mutex_.
-  std::deque<std::unique_ptr<Active>> waiting_;
+  std::deque<std::unique_ptr<Active>> waiting_;  // by rising tag
+  scheduler::TenantOrder order_;
   uint64_t buffer_reserved_bytes_ = 0;
   uint32_t unfinished_ = 0;
   LoopLoad published_load_;

@@ -21,7 +21,7 @@ void PrefillLoop::FindPrefix(Active& active) {
   const PrefillJob& job = active.job;
   const auto n = static_cast<uint32_t>(job.tokens.size());
   active.may_compute = n;
-  if (cache_ == nullptr || job.cache.bypass) return MakeRoom(n);
+  if (cache_ == nullptr || job.cache.bypass) return MakeRoom(&active, n);
   active.ids = cache_->Ids(job.context->tenant(), job.tokens);
   active.from_cache.assign(active.ids.size(), false);
   // The last token is always computed: somebody must give the logits after it.
@@ -40,7 +40,7 @@ void PrefillLoop::FindPrefix(Active& active) {
     active.origins.level = match->level;
     for (size_t i = 0; i < shared / options_.chunk_tokens; ++i) active.from_cache[i] = true;
   }
-  MakeRoom(n - active.computed);
+  MakeRoom(&active, n - active.computed);
   const size_t first = active.computed / options_.chunk_tokens;
   if (!more || first >= loadable.size()) return;
   active.may_compute = active.computed;
@@ -106,11 +106,10 @@ absl::Status PrefillLoop::TakeChunk(Active& active, size_t index) {
   return PublishComputed(active, false);
 }
 
-void PrefillLoop::MakeRoom(uint64_t n_tokens) {
+void PrefillLoop::MakeRoom(const Active* newest, uint64_t n_tokens) {
   uint64_t wanted = n_tokens;
   for (const auto& active : computing_) {
-    // The newest has not been counted: its tokens are `n_tokens`.
-    if (active == computing_.back() && n_tokens > 0) continue;
+    if (active.get() == newest) continue;
     wanted += active->job.tokens.size() - engine_->Length(active->sequence);
   }
   while (free_sequences_.empty() ||

@@ -193,6 +193,7 @@ absl::Status WorkerServiceImpl::Submit(const v1::PrefillRequest& request, Reques
                        .max_tokens = request.max_tokens(),
                        .handoff_id = request.handoff_id(),
                        .cache = std::move(cache),
+                       .tenant_weight = request.tenant_weight() > 0 ? request.tenant_weight() : 1,
                        .can_move = request.header().dispatch() > 0,
                        .events = std::move(events)});
 }

@@ -8,6 +8,14 @@
 #include "absl/strings/str_cat.h"
 
 namespace tandem::scheduler {
+namespace {
+
+/// A step of the estimate; and its limit: predictions are not that bad for long.
+constexpr double kErrorStep = 0.1, kMostError = 4;
+/// Of the first tokens that come within the estimate.
+constexpr double kErrorQuantile = 0.95;
+
+}  // namespace
 
 std::string_view RefusalWord(Refusal refusal) {
   switch (refusal) {
@@ -61,7 +69,7 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
     }
   }
   const double wait_s = PredictWait(arrival.tenant, arrival.priority);
-  const double ttft_s = wait_s + arrival.ttft_s;
+  const double predicted_s = wait_s + arrival.ttft_s, ttft_s = predicted_s * tenant.ttft_error;
   double limit_s = arrival.deadline_s - now_s;
   if (options_.max_ttft_s > 0) limit_s = std::min(limit_s, options_.max_ttft_s);
   if (ttft_s > limit_s) {
@@ -87,7 +95,8 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
                                                    .work_tokens = arrival.work_tokens,
                                                    .deadline_s = arrival.deadline_s});
   tenant.queued_work += arrival.work_tokens;
-  known_[ticket] = {.tenant = &tenant, .order = order};
+  known_[ticket] = {
+      .tenant = &tenant, .order = order, .arrived_s = now_s, .predicted_ttft_s = predicted_s};
   ++n_queued_;
   return {.ticket = ticket, .status = absl::OkStatus(), .displaced = displaced};
 }
@@ -126,36 +135,53 @@ void Admission::Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at) {
   --n_queued_;
 }
 
-const Admission::Tenant* Admission::Turn() const {
-  const Tenant* turn = nullptr;
-  for (const auto& [name, tenant] : tenants_) {
-    if (tenant.queue.empty()) continue;
-    if (tenant.limits.max_running > 0 && tenant.running >= tenant.limits.max_running) continue;
-    if (turn == nullptr || tenant.start_tag < turn->start_tag) turn = &tenant;
-  }
-  return turn;
+bool Admission::MayRun(const Tenant& tenant) const {
+  return !tenant.queue.empty() &&
+         (tenant.limits.max_running == 0 || tenant.running < tenant.limits.max_running);
 }
 
-Admission::Tenant* Admission::Turn() { return const_cast<Tenant*>(std::as_const(*this).Turn()); }
+bool Admission::BelowShare(const Tenant& own) const {
+  double weights = own.limits.weight;
+  for (const auto& [name, tenant] : tenants_) {
+    if (&tenant != &own && tenant.running > 0) weights += tenant.limits.weight;
+  }
+  return own.prefilling == 0 && own.running * weights < n_running_ * own.limits.weight;
+}
 
 std::optional<Ticket> Admission::Peek() const {
-  const Tenant* const turn = Turn();
+  const Tenant* turn = nullptr;
+  for (const auto& [name, tenant] : tenants_) {
+    if (!MayRun(tenant)) continue;
+    if (turn == nullptr || tenant.start_tag < turn->start_tag) turn = &tenant;
+  }
   if (turn == nullptr) return std::nullopt;
   return turn->queue.begin()->second.ticket;
 }
 
+std::optional<Ticket> Admission::PeekBelowShare() const {
+  for (const auto& [name, tenant] : tenants_) {
+    if (MayRun(tenant) && BelowShare(tenant)) return tenant.queue.begin()->second.ticket;
+  }
+  return std::nullopt;
+}
+
 std::optional<Ticket> Admission::Next(double) {
-  Tenant* const turn = Turn();
-  if (turn == nullptr) return std::nullopt;
-  const auto first = turn->queue.begin();
-  const Ticket ticket = first->second.ticket;
-  virtual_time_ = std::max(virtual_time_, turn->start_tag);
-  turn->start_tag += first->second.work_tokens / turn->limits.weight;
-  Remove(*turn, first);
-  ++turn->running;
-  ++n_running_;
-  known_[ticket].running = true;
+  const auto ticket = Peek();
+  if (ticket) Start(*ticket);
   return ticket;
+}
+
+void Admission::Start(Ticket ticket) {
+  Known& known = known_.at(ticket);
+  Tenant& tenant = *known.tenant;
+  const auto at = tenant.queue.find({known.order, ticket});
+  virtual_time_ = std::max(virtual_time_, tenant.start_tag);
+  tenant.start_tag += at->second.work_tokens / tenant.limits.weight;
+  Remove(tenant, at);
+  ++tenant.running;
+  ++tenant.prefilling;
+  ++n_running_;
+  known.running = known.prefilling = true;
 }
 
 bool Admission::Cancel(Ticket ticket) {
@@ -167,9 +193,25 @@ bool Admission::Cancel(Ticket ticket) {
   return true;
 }
 
+void Admission::Prefilled(Ticket ticket, double now_s) {
+  const auto found = known_.find(ticket);
+  if (found == known_.end() || !std::exchange(found->second.prefilling, false)) return;
+  --found->second.tenant->prefilling;
+  LearnError(found->second, now_s - found->second.arrived_s);
+}
+
+/// A quantile, by steps up and down that balance there.
+void Admission::LearnError(const Known& known, double ttft_s) {
+  double& error = known.tenant->ttft_error;
+  const bool above = ttft_s > known.predicted_ttft_s * error;
+  error *= above ? 1 + kErrorStep * kErrorQuantile : 1 - kErrorStep * (1 - kErrorQuantile);
+  error = std::clamp(error, 1.0, kMostError);
+}
+
 void Admission::Finish(Ticket ticket) {
   const auto found = known_.find(ticket);
   if (found == known_.end() || !found->second.running) return;
+  if (found->second.prefilling) --found->second.tenant->prefilling;
   --found->second.tenant->running;
   --n_running_;
   known_.erase(found);
@@ -196,9 +238,21 @@ uint32_t Admission::running(const std::string& name) const {
   return found == tenants_.end() ? 0 : found->second.running;
 }
 
+double Admission::ttft_error(const std::string& name) const {
+  const auto found = tenants_.find(name);
+  return found == tenants_.end() ? 1 : found->second.ttft_error;
+}
+
+double Admission::weight(const std::string& name) const {
+  const auto found = tenants_.find(name);
+  return found == tenants_.end() ? 1 : found->second.limits.weight;
+}
+
 double Admission::PredictWait(const std::string& name, int32_t priority) const {
   const auto found = tenants_.find(name);
-  const double weight = found == tenants_.end() ? 1 : found->second.limits.weight;
+  const double weight = this->weight(name);
+  // Then its turn comes at once, whatever others have waiting.
+  if (found != tenants_.end() && found->second.queue.empty() && BelowShare(found->second)) return 0;
   double own_work = 0;
   double start = virtual_time_;
   if (found != tenants_.end()) {

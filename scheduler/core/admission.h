@@ -97,8 +97,20 @@ class Admission {
   std::optional<Ticket> Next(double now_s);
   /// The request whose turn it is, left where it is.
   std::optional<Ticket> Peek() const;
+  /// Of a tenant that may run one more though the workers are busy with others' requests: none of
+  /// its own waits for its first token, and for its weight it runs fewer than those that run do on
+  /// average. None when there is no such tenant.
+  std::optional<Ticket> PeekBelowShare() const;
+  /// The waiting request runs from now on.
+  void Start(Ticket ticket);
   /// A waiting request goes: its client has left. False: it does not wait.
   bool Cancel(Ticket ticket);
+  /// A running request has had its first token. Once is enough, more does no harm.
+  void Prefilled(Ticket ticket, double now_s);
+  /// How many times longer than predicted the tenant's first tokens take at most, of 19 in 20
+  /// requests (at least 1): so much earlier requests are refused, since in an overload all that are
+  /// let in come near the limit, and half of them would be late.
+  double ttft_error(const std::string& tenant) const;
   /// A running request has ended.
   void Finish(Ticket ticket);
   /// Waiting requests whose deadline has passed, taken out.
@@ -108,6 +120,7 @@ class Admission {
   uint32_t running() const { return n_running_; }
   uint32_t queued(const std::string& tenant) const;
   uint32_t running(const std::string& tenant) const;
+  double weight(const std::string& tenant) const;
   /// Seconds that a request of so much work would wait, were it to come now.
   double PredictWait(const std::string& tenant, int32_t priority) const;
   /// Seconds until all that waits now is served.
@@ -127,21 +140,24 @@ class Admission {
     std::map<Key, Waiting> queue;
     double queued_work = 0;
     double start_tag = 0;  // of the first in the queue, in tokens for a weight of 1
-    uint32_t running = 0;
+    uint32_t running = 0, prefilling = 0;
+    double ttft_error = 1;
   };
   struct Known {
     Tenant* tenant = nullptr;
     int64_t order = 0;
-    bool running = false;
+    bool running = false, prefilling = false;
+    double arrived_s = 0, predicted_ttft_s = 0;
   };
 
   Tenant& TenantOf(const std::string& name);
-  Tenant* Turn();
-  const Tenant* Turn() const;
+  bool MayRun(const Tenant& tenant) const;
+  bool BelowShare(const Tenant& tenant) const;
   bool Full() const;
   double CapacityPerSecond() const;
   void Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at);
   Ticket MakeRoom(const Tenant& newcomer);
+  static void LearnError(const Known& known, double ttft_s);
   Admitted Refuse(Refusal refusal, std::string message, double retry_s) const;
 
   const Options options_;

@@ -9,6 +9,8 @@ namespace {
 
 /// An observation counts half after 350 more.
 constexpr double kForget = 0.998;
+/// Of the TPOT objective that a step may take: the rest is for what comes before the second token.
+constexpr double kStepShare = 0.9;
 /// Before anything was observed: a request in each of these lengths.
 constexpr uint32_t kPriorLengths[] = {64, 128, 256, 512};
 
@@ -68,7 +70,8 @@ bool CanAdmit(const DecodeRoom& room, const DecodeBatch& batch, const DecodeSequ
   with.Add(sequence, lengths);
   if (with.life_tokens > room.kv_capacity_tokens) return false;
   if (room.tpot_objective_s <= 0) return true;
-  return cost.StepSeconds(with.n_sequences, with.context_tokens) <= room.tpot_objective_s ||
+  return cost.StepSeconds(with.n_sequences, with.context_tokens) <=
+             kStepShare * room.tpot_objective_s ||
          cost.StepSeconds(1, sequence.context_tokens) > room.tpot_objective_s;
 }
 
@@ -101,7 +104,9 @@ uint32_t StepLimit(const DecodeRoom& room, const DecodeCost& cost, uint32_t cont
   }
   // A larger batch may be within the objective where a smaller one is not (see DecodeCost::factor).
   for (uint32_t n = room.max_sequences; n > 1; --n) {
-    if (cost.StepSeconds(n, uint64_t{n} * context_tokens) <= room.tpot_objective_s) return n;
+    if (cost.StepSeconds(n, uint64_t{n} * context_tokens) <= kStepShare * room.tpot_objective_s) {
+      return n;
+    }
   }
   return 1;
 }

@@ -64,8 +64,9 @@ struct DecodeBatch {
 };
 
 /// Whether one more may be let in: there is a place, its expected life fits beside the others', and
-/// a step with it stays within the TPOT objective. An empty batch takes anything. An objective that
-/// one sequence alone misses limits nothing: keeping the others out would help nobody.
+/// a step with it stays within nine tenths of the TPOT objective. An empty batch takes anything. An
+/// objective that one sequence alone misses limits nothing: keeping the others out would help
+/// nobody.
 bool CanAdmit(const DecodeRoom& room, const DecodeBatch& batch, const DecodeSequence& sequence,
               const OutputLengthEstimate& lengths, const DecodeCost& cost);
 
@@ -80,7 +81,7 @@ std::optional<size_t> ChooseToPark(std::span<const DecodeSequence> running);
 /// parked.
 std::optional<size_t> ChooseToReturn(std::span<const DecodeSequence> parked);
 
-/// The most sequences of `context_tokens` each that a step can have within the TPOT objective;
+/// The most sequences of `context_tokens` each that CanAdmit lets in by the TPOT objective;
 /// at least 1, at most `room.max_sequences`; that many, too, when one alone misses the objective.
 uint32_t StepLimit(const DecodeRoom& room, const DecodeCost& cost, uint32_t context_tokens);
 

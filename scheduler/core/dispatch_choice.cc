@@ -66,8 +66,8 @@ struct Dispatcher::Scratch {
   };
   std::vector<uint32_t> local_tokens;  // by worker: of the prompt's beginning, in its own store
   std::vector<double> loaded_s, least_ttft_s, least_tpot;  // by worker
-  std::vector<Side> least;             // prefill workers with their least scores
-  std::vector<Side> prefills;          // of which each may go with any decode worker
+  std::vector<Side> least;     // prefill workers with their least scores
+  std::vector<Side> prefills;  // of which each may go with any decode worker
   /// Decode workers that may prefill for themselves; with their least scores.
   std::vector<Side> alone;
   std::vector<Pair> pairs;

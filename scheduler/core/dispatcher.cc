@@ -118,8 +118,8 @@ void Dispatcher::RefreshBounds(WorkerIndex index) {
   const Hot& hot = hot_[index];
   uint8_t role = hot.takes_decode ? Bounds::kDecodes : 0;
   if (hot.takes_prefill) role |= hot.decode_first ? Bounds::kPrefillsToo : Bounds::kPrefills;
-  const bool has_time = hot.step_s == 0 ||
-                        hot.next_step_s + hot.least_piece_s <= options_.tpot_objective_s;
+  const bool has_time =
+      hot.step_s == 0 || hot.next_step_s + hot.least_piece_s <= options_.tpot_objective_s;
   if (hot.takes_decode && (role & Bounds::kPrefillsToo) != 0 && has_time) {
     role |= Bounds::kPrefillsSelf;
   }

@@ -208,7 +208,7 @@ class Dispatcher {
   /// it, and looks at few workers' Hot.
   struct Bounds {
     enum Role : uint8_t {
-      kPrefills = 1,      // for anybody
+      kPrefills = 1,  // for anybody
       kDecodes = 2,
       kPrefillsToo = 4,   // a decode worker that prefills for others when nobody else does
       kPrefillsSelf = 8,  // and, as things are, for what it decodes itself

@@ -26,6 +26,11 @@ struct Outcome {
   /// a negative number.
   bool refused = false;
   double retry_after_s = -1;
+  /// Where the server says that the time went; Tandem only.
+  struct Parts {
+    double router_queue_s = 0, prefill_queue_s = 0, prefill_s = 0;
+    double decode_queue_s = 0, handoff_s = 0, decode_s = 0;
+  } parts = {};
 
   bool complete() const { return error.empty() && tokens == wanted_tokens; }
   double ttft_s() const;

@@ -94,6 +94,15 @@ class TandemClient : public LoadClient {
       outcome.token_counts.push_back(static_cast<uint32_t>(call.message.token_ids_size()));
       outcome.tokens += outcome.token_counts.back();
     }
+    if (call.state == Call::kReading && ok && call.message.has_timings()) {
+      const v1::Timings& timings = call.message.timings();
+      outcome.parts = {.router_queue_s = timings.router_queue_s(),
+                       .prefill_queue_s = timings.prefill_queue_s(),
+                       .prefill_s = timings.prefill_s(),
+                       .decode_queue_s = timings.decode_queue_s(),
+                       .handoff_s = timings.handoff_s(),
+                       .decode_s = timings.decode_s()};
+    }
     if (ok) {
       call.state = Call::kReading;
       call.reader->Read(&call.message, &call);

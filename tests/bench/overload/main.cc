@@ -147,14 +147,15 @@ class Overload {
     return outcomes[outcomes.size() / 2];
   }
 
-  /// Requests of each tenant at its rate, for so long.
+  /// Requests of each tenant at its rate, for so long. The first tenant's are the same for a seed.
   std::vector<Outcome> Send(const std::vector<std::pair<std::string, double>>& tenants,
-                            double seconds) {
+                            double seconds, uint32_t seed = 0) {
     std::vector<Arrival> all;
+    if (seed == 0) seed = ++seed_;
     for (const auto& [tenant, rate] : tenants) {
       std::vector<Arrival> trace = MakeTrace(
-          workload_,
-          {.requests = static_cast<uint32_t>(std::ceil(rate * seconds)), .seed = ++seed_});
+          workload_, {.requests = static_cast<uint32_t>(std::ceil(rate * seconds)), .seed = seed});
+      seed = ++seed_;
       for (Arrival& arrival : trace) {
         arrival.at_s /= rate;
         arrival.tenant = tenant;
@@ -217,25 +218,64 @@ class Overload {
     }
     std::printf("of %zu: %zu served, %zu refused, %zu failed otherwise%s%s\n", outcomes.size(),
                 complete, took.size(), other, other > 0 ? ", the last: " : "", error.c_str());
+    size_t late = 0, slow = 0;
+    for (const Outcome& outcome : outcomes) {
+      late += outcome.complete() && outcome.ttft_s() > slo_.ttft_s;
+      slow += outcome.complete() && outcome.tpot_s() > slo_.tpot_s;
+    }
+    std::printf("of those served: %zu missed the TTFT objective, %zu that of TPOT\n", late, slow);
+    ReportParts(outcomes);
+    out["missed"] = {{"ttft", late}, {"tpot", slow}};
     out["requests"] = {{"served", complete}, {"refused", took.size()}, {"failed", other}};
     if (took.empty()) return;
     out["refusal_s"] = {{"p50", Quantile(took, 0.5)}, {"p99", Quantile(took, 0.99)}};
     out["retry_after_s"] = {{"least", Quantile(delays, 0)}, {"most", Quantile(delays, 1)}};
+    const auto slowest =
+        std::max_element(outcomes.begin(), outcomes.end(), [](const Outcome& a, const Outcome& b) {
+          return (a.refused ? a.end_s - a.due_s : 0) < (b.refused ? b.end_s - b.due_s : 0);
+        });
+    std::printf("the slowest refusal: %s\n", slowest->error.c_str());
     std::printf("refusals: p50 %.2f ms, p99 %.2f ms; told to come back after %.2f to %.2f s\n",
                 1e3 * Quantile(took, 0.5), 1e3 * Quantile(took, 0.99), Quantile(delays, 0),
                 Quantile(delays, 1));
   }
 
+  /// Where the time of those that were served went, on average.
+  static void ReportParts(std::span<const Outcome> outcomes) {
+    Outcome::Parts sum;
+    double tokens = 0, n = 0;
+    for (const Outcome& each : outcomes) {
+      if (!each.complete()) continue;
+      ++n;
+      tokens += each.tokens - 1;
+      sum.router_queue_s += each.parts.router_queue_s;
+      sum.prefill_queue_s += each.parts.prefill_queue_s;
+      sum.prefill_s += each.parts.prefill_s;
+      sum.decode_queue_s += each.parts.decode_queue_s;
+      sum.handoff_s += each.parts.handoff_s;
+      sum.decode_s += each.parts.decode_s;
+    }
+    std::printf(
+        "means, ms: in the router's queue %.0f, before prefill %.0f, prefill %.0f, before decode "
+        "%.0f, handoff %.0f, decode %.0f (%.2f a token)\n",
+        1e3 * sum.router_queue_s / n, 1e3 * sum.prefill_queue_s / n, 1e3 * sum.prefill_s / n,
+        1e3 * sum.decode_queue_s / n, 1e3 * sum.handoff_s / n, 1e3 * sum.decode_s / n,
+        1e3 * sum.decode_s / tokens);
+  }
+
   void ReportFlood(double capacity, json& out) {
     const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds);
     const double steady = 0.3 * capacity;
-    const auto alone = Send({{"steady", steady}}, seconds);
-    const auto both =
-        Send({{"steady", steady}, {"flood", absl::GetFlag(FLAGS_overload) * capacity}}, seconds);
+    const uint32_t seed = ++seed_;
+    const auto alone = Send({{"steady", steady}}, seconds, seed);
+    const auto both = Send(
+        {{"steady", steady}, {"flood", absl::GetFlag(FLAGS_overload) * capacity}}, seconds, seed);
     std::vector<Outcome> own;
     for (size_t i = 0; i < both.size(); ++i) {
       if (tenants_[i] == "steady") own.push_back(both[i]);
     }
+    ReportParts(alone);
+    ReportParts(own);
     const auto refused =
         std::count_if(own.begin(), own.end(), [](const Outcome& each) { return !each.complete(); });
     for (const double share : {0.5, 0.9, 0.99}) {

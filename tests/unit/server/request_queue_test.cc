@@ -64,6 +64,29 @@ TEST_F(RequestQueueTest, HoldsRequestsBackWhileTheWorkerHasEnough) {
   EXPECT_EQ(queue.queued(), 0u);
 }
 
+TEST_F(RequestQueueTest, ATenantDoesNotWaitForRoomThatAFloodHasTaken) {
+  RequestQueue queue = Queue();
+  std::vector<scheduler::Ticket> flood;
+  for (int i = 0; i < 3; ++i) {
+    flood.push_back(queue.Enqueue(std::make_shared<Request>(), From("flood")).ticket);
+    queue.Pump();
+  }
+  Busy(100'000);
+  auto waits = std::make_shared<Request>();
+  queue.Enqueue(waits, From("flood"));
+  auto first = std::make_shared<Request>(), second = std::make_shared<Request>();
+  const auto ticket = queue.Enqueue(first, From("steady")).ticket;
+  queue.Enqueue(second, From("steady"));
+  queue.Pump();
+  EXPECT_EQ(first->turns, 1);
+  EXPECT_EQ(second->turns, 0) << "one at a time";
+  queue.Prefilled(ticket);
+  EXPECT_GT(wakes_, 0);
+  queue.Pump();
+  EXPECT_EQ(second->turns, 1);
+  EXPECT_EQ(waits->turns, 0);
+}
+
 TEST_F(RequestQueueTest, ATenantThatFillsTheQueueMakesRoomForAnother) {
   RequestQueue queue = Queue({.max_requests = 3});
   std::vector<std::shared_ptr<Request>> flood;

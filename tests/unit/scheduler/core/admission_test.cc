@@ -67,6 +67,26 @@ TEST(AdmissionTest, WhoWasIdleSavesNothingUp) {
   EXPECT_NEAR(late, 5, 1);
 }
 
+TEST(AdmissionTest, WhoRunsLessThanItsShareIsKnown) {
+  Admission admission({});
+  auto run = [&](const std::string& tenant) {
+    const Ticket ticket = admission.Enqueue({.tenant = tenant}, 0).ticket;
+    EXPECT_EQ(admission.Next(0), ticket);
+    return ticket;
+  };
+  for (int i = 0; i < 4; ++i) admission.Prefilled(run("flood"), 0);
+  const Ticket more = admission.Enqueue({.tenant = "flood"}, 0).ticket;
+  EXPECT_FALSE(admission.PeekBelowShare()) << "alone it has all there is";
+  admission.Cancel(more);
+  const Ticket first = run("steady");
+  const Ticket second = admission.Enqueue({.tenant = "steady"}, 0).ticket;
+  EXPECT_FALSE(admission.PeekBelowShare()) << "one of its prompts is still being computed";
+  admission.Prefilled(first, 0);
+  EXPECT_EQ(admission.PeekBelowShare(), second) << "1 of 5, and a half is its share";
+  admission.SetTenant("flood", {.weight = 9});
+  EXPECT_FALSE(admission.PeekBelowShare()) << "now a tenth is";
+}
+
 TEST(AdmissionTest, RateLimitIsATokenBucketWithAUsableDelay) {
   Admission admission({.min_retry_s = 0.01});
   admission.SetTenant("t", {.requests_per_s = 2, .burst = 3});
@@ -126,6 +146,26 @@ TEST(AdmissionTest, WhoCannotBeServedInTimeIsRefusedAtOnce) {
   admission.SetCapacity(1000);
   arrival.priority = 0;
   EXPECT_TRUE(admission.Enqueue(arrival, 10).status.ok());
+}
+
+TEST(AdmissionTest, PredictionsThatFailAreAllowedFor) {
+  Admission admission({.max_ttft_s = 1});
+  auto serve = [&](double now_s, double ttft_s) {
+    const Ticket ticket = admission.Enqueue({.ttft_s = 0.1}, now_s).ticket;
+    admission.Next(now_s);
+    admission.Prefilled(ticket, now_s + ttft_s);
+    admission.Finish(ticket);
+  };
+  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 0).ticket, 0u);
+  admission.Next(0);
+  // One in five takes half as long again.
+  for (int i = 0; i < 300; ++i) serve(i, i % 5 == 0 ? 0.15 : 0.1);
+  EXPECT_NEAR(admission.ttft_error(""), 1.5, 0.15);
+  EXPECT_EQ(admission.Enqueue({.ttft_s = 0.8}, 300).refusal, Refusal::kTooLate);
+  // One in fifty.
+  for (int i = 0; i < 300; ++i) serve(300 + i, i % 50 == 0 ? 0.15 : 0.1);
+  EXPECT_LT(admission.ttft_error(""), 1.15);
+  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 600).ticket, 0u);
 }
 
 TEST(AdmissionTest, CancelAndExpireTakeRequestsOut) {

@@ -1,0 +1,35 @@
+// In which order a worker computes prompts of several tenants: fairly, so that one that floods does
+// not hold up another. Used by the worker's prefill loop. No threads: one caller at a time.
+#pragma once
+
+#include <string>
+
+#include "absl/container/flat_hash_map.h"
+
+namespace tandem::scheduler {
+
+/// Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM '96): prompts are computed by rising tag,
+/// of equal ones the first that came. A tenant's own keep their order. One that has asked for less
+/// than its share may be ahead by a small credit, so that a few prompts at once of a tenant that is
+/// seldom here go before those of one that always has some.
+class TenantOrder {
+ public:
+  /// Tokens, for a weight of 1.
+  static constexpr double kCredit = 512;
+
+  /// The tag of a prompt of `tokens` tokens that has come. REQUIRES: weight > 0.
+  double Enter(const std::string& tenant, double tokens, double weight);
+  /// A prompt with this tag is being computed.
+  void Begin(double tag);
+
+  /// Tenants of which something is known.
+  size_t remembered() const { return next_tag_.size(); }
+
+ private:
+  void Forget();
+
+  double virtual_time_ = 0;
+  absl::flat_hash_map<std::string, double> next_tag_;
+};
+
+}  // namespace tandem::scheduler
