@@ -38,6 +38,7 @@ struct ClusterClient::Router {
   std::unique_ptr<v1::ClusterService::Stub> stub;
   // Of the open stream; guarded by mutex_.
   grpc::ClientContext* context = nullptr;
+  std::string router_id;  // empty: not registered
   bool ended = false;
   bool resend_chunks = false;
   // For this router's thread only.
@@ -50,7 +51,7 @@ struct ClusterClient::Router {
 ClusterClient::ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
                              std::function<v1::WorkerLoad()> load, absl::Duration interval,
                              std::shared_ptr<const kvstore::ChunkJournal> journal,
-                             std::function<void(v1::Phase)> assign_phase)
+                             std::function<void(v1::Phase, bool)> assign_phase)
     : info_(std::move(info)),
       load_(std::move(load)),
       interval_(interval),
@@ -116,6 +117,10 @@ void ClusterClient::Register(Router& router) {
     router.pause = kFirstPause;
     router.registered = true;
     router.last_error.clear();
+    {
+      std::lock_guard lock(mutex_);
+      router.router_id = accepted.router_id();
+    }
     std::thread listener([&] { Listen(router, *stream); });
     // Otherwise the router's own status counts.
     if (!Report(router, *stream)) context.TryCancel();
@@ -128,9 +133,7 @@ bool ClusterClient::Report(Router& router, Stream& stream) {
   kvstore::ChunkJournal::Cursor cursor;
   uint64_t reports_seen = 0;
   while (true) {
-    v1::WorkerReport report;
-    *report.mutable_load() = load_();
-    if (!stream.Write(report) || !ReportChunks(router, stream, cursor)) return true;
+    if (!stream.Write(LoadReport()) || !ReportChunks(router, stream, cursor)) return true;
     std::unique_lock lock(mutex_);
     wake_.wait_for(lock, absl::ToChronoNanoseconds(interval_),
                    [&] { return stopping_ || router.ended || reports_seen != reports_wanted_; });
@@ -138,6 +141,16 @@ bool ClusterClient::Report(Router& router, Stream& stream) {
     if (router.ended) return true;
     reports_seen = reports_wanted_;
   }
+}
+
+v1::WorkerReport ClusterClient::LoadReport() {
+  v1::WorkerReport report;
+  *report.mutable_load() = load_();
+  std::lock_guard lock(mutex_);
+  for (const auto& router : routers_) {
+    if (!router->router_id.empty()) report.mutable_load()->add_routers(router->router_id);
+  }
+  return report;
 }
 
 bool ClusterClient::ReportChunks(Router& router, Stream& stream,
@@ -160,7 +173,7 @@ void ClusterClient::Listen(Router& router, Stream& stream) {
   v1::RegisterResponse response;
   while (stream.Read(&response)) {
     if (response.assign_phase() != v1::PHASE_UNSPECIFIED && assign_phase_) {
-      assign_phase_(response.assign_phase());
+      assign_phase_(response.assign_phase(), response.by_planner());
     }
     if (!response.resend_chunks()) continue;
     spdlog::warn("router missed chunk events; it gets them all again router={}", router.address);
@@ -175,6 +188,7 @@ void ClusterClient::Listen(Router& router, Stream& stream) {
 void ClusterClient::Lost(Router& router, const grpc::Status& status) {
   std::lock_guard lock(mutex_);
   router.context = nullptr;
+  router.router_id.clear();
   // One line for each change: a router that stays away must not fill the log.
   if (!stopping_ && router.last_error != status.error_message()) {
     spdlog::warn("{} router={} error=\"{}\"; trying again",

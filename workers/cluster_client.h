@@ -20,12 +20,12 @@ namespace tandem::workers {
 class ClusterClient {
  public:
   /// `load` is called on this object's threads. `journal`: what the node's store holds; null where
-  /// there is none. `assign_phase`: called on this object's threads when a router asks for it; null
-  /// where there are no phases.
+  /// there is none. `assign_phase`: called on this object's threads when a router asks for it, with
+  /// whether it is the planner that wants it; null where there are no phases.
   ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
                 std::function<v1::WorkerLoad()> load, absl::Duration interval,
                 std::shared_ptr<const kvstore::ChunkJournal> journal = nullptr,
-                std::function<void(v1::Phase)> assign_phase = nullptr);
+                std::function<void(v1::Phase, bool by_planner)> assign_phase = nullptr);
   ~ClusterClient();
 
   /// Sends a report at once instead of at the next interval.
@@ -39,6 +39,8 @@ class ClusterClient {
   void Register(Router& router);
   // Reports until the stream breaks (true) or this object stops (false).
   bool Report(Router& router, Stream& stream);
+  // The load, and which routers this object is registered with.
+  v1::WorkerReport LoadReport();
   // What has changed since the cursor. False: the stream is broken.
   bool ReportChunks(Router& router, Stream& stream, kvstore::ChunkJournal::Cursor& cursor);
   // Takes what the router asks for, until the stream breaks.
@@ -50,7 +52,7 @@ class ClusterClient {
   const std::function<v1::WorkerLoad()> load_;
   const absl::Duration interval_;
   const std::shared_ptr<const kvstore::ChunkJournal> journal_;
-  const std::function<void(v1::Phase)> assign_phase_;
+  const std::function<void(v1::Phase, bool by_planner)> assign_phase_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;        // guarded by mutex_

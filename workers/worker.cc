@@ -118,8 +118,8 @@ absl::Status Worker::StartParts() {
   cluster_ = std::make_unique<ClusterClient>(
       options_.routers, info, [this] { return Load(); }, options_.report_interval,
       options_.store != nullptr ? options_.store->journal() : nullptr,
-      [this](v1::Phase phase) {
-        if (absl::Status status = AssignPhase(phase); !status.ok()) {
+      [this](v1::Phase phase, bool by_planner) {
+        if (absl::Status status = AssignPhase(phase, by_planner); !status.ok()) {
           spdlog::warn("phase not taken error=\"{}\"", status.ToString());
         }
       });
@@ -242,8 +242,8 @@ absl::StatusOr<std::shared_ptr<DecodeLoop>> Worker::Decode() {
 
 // Phases
 
-absl::Status Worker::AssignPhase(v1::Phase phase) {
-  if (PhaseWord(phase) == "none") {
+absl::Status Worker::AssignPhase(v1::Phase phase, bool by_planner) {
+  if (PhaseWord(phase) == "none" && phase != v1::PHASE_AUTO) {
     return absl::InvalidArgumentError("a worker's phase is prefill, decode or mixed");
   }
   std::lock_guard lock(mutex_);
@@ -251,6 +251,12 @@ absl::Status Worker::AssignPhase(v1::Phase phase) {
     return absl::FailedPreconditionError(
         absl::StrCat("this worker's phase is pinned to ", PhaseWord(phase_)));
   }
+  if (by_planner && !planned_) {
+    return absl::FailedPreconditionError("this worker's phase is not the planner's to change");
+  }
+  planned_ = by_planner || phase == v1::PHASE_AUTO;
+  if (phase == v1::PHASE_AUTO) return absl::OkStatus();
+  unassigned_ = false;
   target_ = phase;
   phase_wake_.notify_all();
   return absl::OkStatus();
@@ -344,6 +350,12 @@ v1::WorkerInfo Worker::Info() const {
   info.set_version(kVersion);
   info.set_phase_pinned(options_.phase_pinned);
   info.set_prefills_too(options_.prefill_on_decode);
+  info.set_decode_sequences(options_.decode_engine.max_sequences);
+  info.set_decode_kv_tokens(options_.decode_kv_tokens != 0
+                                ? options_.decode_kv_tokens
+                                : uint64_t{options_.decode_engine.max_sequences} *
+                                      options_.decode_engine.context_tokens);
+  info.set_prefill_sequences(options_.prefill_sequences);
   const v1::WorkerLoad load = Load();
   const v1::PhaseLoad& main = options_.phase == v1::PHASE_PREFILL ? load.prefill() : load.decode();
   info.set_max_sequences(main.max_sequences());
@@ -361,6 +373,8 @@ v1::WorkerLoad Worker::Load() const {
   std::lock_guard lock(mutex_);
   report.set_phase(phase_);
   report.set_changing_to(changing_to_);
+  report.set_phase_planned(planned_);
+  report.set_phase_unassigned(unassigned_);
   const LoopLoad prefill = prefill_ != nullptr ? prefill_->load() : LoopLoad();
   const LoopLoad decode = decode_ != nullptr ? decode_->load() : LoopLoad();
   FillPhase(prefill, *report.mutable_prefill());

@@ -31,6 +31,8 @@ struct WorkerOptions {
   std::string name;
   /// What it begins with: prefill, decode or mixed.
   v1::Phase phase = v1::PHASE_UNSPECIFIED;
+  /// That is until the planner gives it another one.
+  bool phase_planned = false;
   /// It keeps that, whatever routers say.
   bool phase_pinned = false;
   /// A decode worker computes prompts too, between its steps.
@@ -95,9 +97,11 @@ class Worker : public LoopSource {
   int grpc_port() const { return grpc_.port; }
   int data_port() const { return handoff_server_->port(); }
 
-  /// Takes another phase, in the background. INVALID_ARGUMENT when it is none that a worker can
-  /// have, FAILED_PRECONDITION when the phase is pinned. Thread-safe.
-  absl::Status AssignPhase(v1::Phase phase);
+  /// Takes another phase, in the background. An operator's word holds: the planner's is refused
+  /// from then on, until PHASE_AUTO leaves the phase to it. INVALID_ARGUMENT when it is none that a
+  /// worker can have, FAILED_PRECONDITION when the phase is pinned, or is not for the planner to
+  /// change. Thread-safe.
+  absl::Status AssignPhase(v1::Phase phase, bool by_planner = false);
   /// Tells the routers to send nothing more, and sends away what can go on elsewhere. What is on
   /// its way is still served.
   void Drain();
@@ -119,7 +123,9 @@ class Worker : public LoopSource {
         gate_(options_.tpot_objective),
         speed_(options_.prefill_engine.step_tokens),
         phase_(options_.phase),
-        target_(options_.phase) {}
+        target_(options_.phase),
+        planned_(options_.phase_planned),
+        unassigned_(options_.phase_planned) {}
   absl::Status StartParts();
   // With the first engine: all that needs to know how its KV looks.
   absl::Status StartDataPlane(const Engine& engine);
@@ -174,6 +180,7 @@ class Worker : public LoopSource {
   std::shared_ptr<DecodeLoop> decode_;
   uint64_t steps_of_dropped_loops_ = 0;
   v1::Phase phase_, changing_to_ = v1::PHASE_UNSPECIFIED, target_;
+  bool planned_, unassigned_;  // as in WorkerLoad
   bool stopping_ = false;
 
   std::thread phase_thread_;

@@ -231,7 +231,7 @@ TEST_F(ClusterClientTest, ObeysAnAssignedPhaseAndRegistersWithItFromThenOn) {
         load.set_phase(phase);
         return load;
       },
-      kInterval, nullptr, [&phase](v1::Phase assigned) { phase = assigned; });
+      kInterval, nullptr, [&phase](v1::Phase assigned, bool) { phase = assigned; });
   ASSERT_TRUE(router_.Wait([&] { return router_.registrations_ == 1 && router_.loads_ > 0; }));
   EXPECT_TRUE(router_.Wait([&] { return router_.phase_ == v1::PHASE_DECODE; }));
   router_.Assign(v1::PHASE_MIXED);
