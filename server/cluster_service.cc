@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "base/version.h"
+#include "server/planner_loop.h"
 
 namespace tandem::server {
 
@@ -244,17 +245,19 @@ grpc::ServerUnaryReactor* ClusterServiceImpl::ListWorkers(grpc::CallbackServerCo
 grpc::ServerUnaryReactor* ClusterServiceImpl::AssignPhase(grpc::CallbackServerContext* context,
                                                           const v1::AssignPhaseRequest* request,
                                                           v1::AssignPhaseResponse*) {
-  const absl::Status status = Assign(*request);
+  const absl::Status status = Assign(*request, /*by_planner=*/false);
   spdlog::info("phase assigned worker={} phase={} force={} status=\"{}\"", request->worker(),
                PhaseWord(request->phase()), request->force(), status.ToString());
   return Reply(context, status);
 }
 
-absl::Status ClusterServiceImpl::Assign(const v1::AssignPhaseRequest& request) {
+absl::Status ClusterServiceImpl::Assign(const v1::AssignPhaseRequest& request, bool by_planner) {
   const v1::Phase phase = request.phase();
-  if (phase != v1::PHASE_PREFILL && phase != v1::PHASE_DECODE && phase != v1::PHASE_MIXED) {
+  const bool leaves = phase == v1::PHASE_AUTO;  // to the planner: nothing changes now
+  if (phase != v1::PHASE_PREFILL && phase != v1::PHASE_DECODE && phase != v1::PHASE_MIXED &&
+      !leaves) {
     return absl::InvalidArgumentError(
-        "phase: not one that a worker can have; allowed are prefill, decode and mixed");
+        "phase: not one that a worker can have; allowed are prefill, decode, mixed and auto");
   }
   const std::vector<v1::WorkerState> workers = core_->view().List(absl::Now());
   const v1::WorkerState* found = nullptr;
@@ -277,9 +280,12 @@ absl::Status ClusterServiceImpl::Assign(const v1::AssignPhaseRequest& request) {
         absl::StrCat("worker: '", request.worker(), "' keeps its phase, ",
                      PhaseWord(PhaseOf(*found)), " (its phase_pinned is set)"));
   }
-  if (!request.force()) RETURN_IF_ERROR(CheckSomebodyIsLeft(workers, *found, phase));
+  if (!request.force() && !leaves) {
+    RETURN_IF_ERROR(CheckSomebodyIsLeft(workers, *found, phase));
+  }
   v1::RegisterResponse response;
   response.set_assign_phase(phase);
+  response.set_by_planner(by_planner);
   std::lock_guard lock(mutex_);
   const auto call = registered_.find(found->info().worker_id());
   if (call == registered_.end()) {
@@ -295,6 +301,25 @@ grpc::ServerUnaryReactor* ClusterServiceImpl::Explain(grpc::CallbackServerContex
   auto found = core_->decisions().Find(request->request_id(), absl::Now());
   if (!found.ok()) return Reply(context, found.status());
   *response = *std::move(found);
+  return Reply(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ClusterServiceImpl::GetWorkload(grpc::CallbackServerContext* context,
+                                                          const v1::GetWorkloadRequest*,
+                                                          v1::GetWorkloadResponse* response) {
+  for (const planner::WorkloadRequest& request : core_->workload().Finished(absl::Now())) {
+    response->add_arrival_s(request.arrival_s);
+    response->add_prompt_tokens(request.prompt_tokens);
+    response->add_output_tokens(request.output_tokens);
+    response->add_cached_tokens(request.cached_tokens);
+  }
+  return Reply(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ClusterServiceImpl::GetPlan(grpc::CallbackServerContext* context,
+                                                      const v1::GetPlanRequest*,
+                                                      v1::GetPlanResponse* response) {
+  planner_->Tell(*response, absl::Now());
   return Reply(context, absl::OkStatus());
 }
 

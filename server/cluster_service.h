@@ -29,14 +29,26 @@ class ClusterServiceImpl final : public v1::ClusterService::CallbackService {
                                     const v1::ExplainRequest* request,
                                     v1::ExplainResponse* response) override;
 
+  grpc::ServerUnaryReactor* GetWorkload(grpc::CallbackServerContext* context,
+                                        const v1::GetWorkloadRequest* request,
+                                        v1::GetWorkloadResponse* response) override;
+  grpc::ServerUnaryReactor* GetPlan(grpc::CallbackServerContext* context,
+                                    const v1::GetPlanRequest* request,
+                                    v1::GetPlanResponse* response) override;
+
+  /// What GetPlan tells of. Call before the service is served; must outlive it.
+  void SetPlanner(PlannerLoop* planner) { planner_ = planner; }
+  const std::string& router_id() const { return router_id_; }
+  /// As the call AssignPhase, for an operator or for the planner.
+  absl::Status Assign(const v1::AssignPhaseRequest& request, bool by_planner);
   /// Ends every registration; the workers come back to whoever listens next.
   void CancelAll();
 
  private:
   class RegisterCall;
-  absl::Status Assign(const v1::AssignPhaseRequest& request);
   RouterCore* const core_;
   const std::string router_id_;
+  PlannerLoop* planner_ = nullptr;
   std::mutex mutex_;
   // Guarded by mutex_.
   std::set<grpc::CallbackServerContext*> open_;

@@ -55,8 +55,13 @@ struct Config {
   absl::Duration stall_timeout = absl::Minutes(1);
   absl::Duration resume_timeout = absl::Seconds(30);
   uint32_t resume_budget = 20;
+  std::string planner = "on";
+  absl::Duration planner_interval = absl::Seconds(1);
+  absl::Duration planner_min_dwell = absl::Seconds(30);
+  uint32_t planner_min_gain = 20;
 
   // Worker.
+  /// Unset: `auto`.
   std::optional<Phase> phase;
   bool phase_pinned = false;
   bool prefill_on_decode = true;
@@ -144,8 +149,8 @@ uint32_t EnginesInProcess(const Config& config);
 /// at least 1.
 uint32_t EngineThreads(const Config& config);
 /// `name`, or the host's name; with "-prefill" or "-decode" behind it where the process has both
-/// or the name is the host's.
-std::string WorkerName(const Config& config, Phase phase);
+/// or the name is the host's; with "-worker" where that is so and there is no phase.
+std::string WorkerName(const Config& config, std::optional<Phase> phase);
 /// `name`, or the host's name with "-store" behind it.
 std::string StoreName(const Config& config);
 /// The host under which others reach a port that is bound to `listen_address`: advertise_host,

@@ -19,7 +19,8 @@ constexpr int64_t kMs = 1'000'000;  // nanoseconds
 constexpr uint64_t kSecond = 1'000'000'000, kMinute = 60 * kSecond, kHour = 60 * kMinute;
 
 const std::vector<const char*> kRoles = {"all", "router", "worker", "store"};
-const std::vector<const char*> kPhases = {"prefill", "decode", "mixed"};
+const std::vector<const char*> kPhases = {"prefill", "decode", "mixed", "auto"};
+constexpr char kAuto[] = "auto";
 const std::vector<const char*> kCacheTypes = {"f32",  "f16",  "bf16", "q8_0",  "q5_1",
                                               "q5_0", "q4_1", "q4_0", "iq4_nl"};
 
@@ -116,6 +117,27 @@ std::vector<Property> RouterOnly() {
        "How many requests may be resumed after failures, for each hundred that come; besides one a "
        "second, and a hundred saved up. More fail: a storm must not take the cluster down.",
        TextKind::kAny, 1000, 0},
+      {"planner",
+       kUsers,
+       &Config::planner,
+       "Whether this router gives phases to workers whose `phase` is `auto`, and changes them when "
+       "requests, links or nodes do. `dry-run`: it only tells what it would do. Of several routers "
+       "one "
+       "decides.",
+       TextKind::kWord,
+       0,
+       0,
+       {"off", "dry-run", "on"}},
+      {"planner_interval", kUsers, &Config::planner_interval,
+       "How often the planner looks whether something has changed.", TextKind::kAny, kMinute,
+       100 * kMs},
+      {"planner_min_dwell", kUsers, &Config::planner_min_dwell,
+       "The least time between two changes of phases, but for those that replace lost workers.",
+       TextKind::kAny, 24 * kHour, static_cast<int64_t>(kSecond)},
+      {"planner_min_gain", kUsers, &Config::planner_min_gain,
+       "By how many per cent the goodput must rise for a change, where the present phases carry "
+       "the requests.",
+       TextKind::kAny, 1000, 1},
       {"ttft_objective", kUsers, &Config::ttft_objective,
        "The time to first token that is aimed at: cached KV is loaded at the finest level that "
        "still meets it. 0: as fast as can be.",
@@ -127,12 +149,12 @@ std::vector<Property> WorkerPhase() {
   constexpr Users kUsers = Users::kWorker;
   return {
       {"phase", kUsers, &Config::phase,
-       "What the worker begins with. `mixed`: both, taking turns. Required for `role: worker`; "
-       "with "
-       "`role: all` there is one for prefill and one for decode.",
+       "What the worker does, until an operator tells it otherwise. `mixed`: both, taking turns. "
+       "`auto`: what the routers' planner finds best, and that may change; mixed, until it says. "
+       "With `role: all` there is one worker for prefill and one for decode.",
        TextKind::kWord, 0, 0, kPhases},
       {"phase_pinned", kUsers, &Config::phase_pinned,
-       "Keep that phase, whatever an operator or the planner assigns."},
+       "Keep that phase, whatever an operator assigns."},
       {"prefill_on_decode", kUsers, &Config::prefill_on_decode,
        "A decode worker can compute prompts too, between its steps, when that is the quickest way. "
        "Its prefill engine takes memory."},
@@ -374,7 +396,9 @@ struct Reader {
   }
   std::string operator()(const std::string& text, Role& out) const { return Word(text, out); }
   std::string operator()(const std::string& text, std::optional<Phase>& out) const {
-    return Word(text, out.emplace());
+    std::string fault = Word(text, out.emplace());
+    if (text == kAuto) out.reset();
+    return fault;
   }
 };
 
@@ -507,7 +531,7 @@ std::vector<std::string> PropertyValues(const Property& property, const Config& 
           for (const auto& element : value) texts.push_back(Writer()(element));
           return texts;
         } else if constexpr (std::is_same_v<T, std::optional<Phase>>) {
-          return value ? std::vector<std::string>{Writer()(*value)} : std::vector<std::string>{};
+          return {value ? Writer()(*value) : kAuto};
         } else {
           return {Writer()(value)};
         }

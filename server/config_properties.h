@@ -75,8 +75,7 @@ bool IsFlag(const Property& property);
 absl::Status SetProperty(const Property& property, std::span<const std::string> values,
                          std::string_view origin, Config& config);
 
-/// The value's elements in the form that SetProperty reads; nothing for an unset phase or an
-/// empty list.
+/// The value's elements in the form that SetProperty reads; nothing for an empty list.
 std::vector<std::string> PropertyValues(const Property& property, const Config& config);
 
 /// What may be written, e.g. "a whole number from 1 to 65536".

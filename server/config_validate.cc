@@ -51,9 +51,9 @@ absl::Status ValidateRole(const Config& config) {
         absl::StrCat("model is not set; role '", role, "' needs it: the path of a GGUF file"));
   }
   if (config.role != Role::kWorker && !store) return absl::OkStatus();
-  if (!config.phase && !store) {
+  if (!config.phase && config.phase_pinned && !store) {
     return absl::InvalidArgumentError(
-        "phase is not set; role 'worker' needs it: one of prefill, decode, mixed");
+        "phase_pinned is true and phase is auto; which phase is to be kept?");
   }
   if (config.routers.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -188,8 +188,8 @@ uint32_t EngineThreads(const Config& config) {
   return std::max(1u, AvailableCores(config) / std::max(1u, EnginesInProcess(config)));
 }
 
-std::string WorkerName(const Config& config, Phase phase) {
-  const std::string suffix = absl::StrCat("-", View(PhaseName(phase)));
+std::string WorkerName(const Config& config, std::optional<Phase> phase) {
+  const std::string suffix = absl::StrCat("-", phase ? View(PhaseName(*phase)) : "worker");
   if (config.name.empty()) return HostName() + suffix;
   return config.role == Role::kAll ? config.name + suffix : config.name;
 }

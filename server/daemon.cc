@@ -143,6 +143,10 @@ absl::Status Daemon::StartParts() {
                                              .dispatch_ahead = config_.dispatch_ahead,
                                              .resume_timeout = config_.resume_timeout,
                                              .resume_budget = config_.resume_budget,
+                                             .planner = config_.planner,
+                                             .planner_interval = config_.planner_interval,
+                                             .planner_min_dwell = config_.planner_min_dwell,
+                                             .planner_min_gain = config_.planner_min_gain / 100.0,
                                              .tenant_limits = TenantLimitsOf(config_)},
                                             model, registry));
   }
@@ -152,14 +156,14 @@ absl::Status Daemon::StartParts() {
     RETURN_IF_ERROR(StartWorker(Phase::kDecode, self, model, registry));
     WaitReady();
   } else if (config_.role == Role::kWorker) {
-    RETURN_IF_ERROR(StartWorker(*config_.phase, config_.routers, model, registry));
+    RETURN_IF_ERROR(StartWorker(config_.phase, config_.routers, model, registry));
   }
   return config_.port_file.empty() ? absl::OkStatus() : WritePortFile();
 }
 
 absl::Status Daemon::StartStore() {
   // A worker that will never compute a prompt has nothing to keep.
-  const bool decode_only = config_.role == Role::kWorker && *config_.phase == Phase::kDecode &&
+  const bool decode_only = config_.role == Role::kWorker && config_.phase == Phase::kDecode &&
                            config_.phase_pinned && !config_.prefill_on_decode;
   if (config_.kv_memory_bytes == 0 || decode_only) return absl::OkStatus();
   ASSIGN_OR_RETURN(kvstore::StoreOptions options, StoreOptionsFor(config_));
@@ -181,7 +185,8 @@ absl::Status Daemon::StartStoreNode(const std::shared_ptr<prometheus::Registry>&
   return absl::OkStatus();
 }
 
-absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& routers,
+absl::Status Daemon::StartWorker(std::optional<Phase> phase,
+                                 const std::vector<std::string>& routers,
                                  const std::shared_ptr<const workers::Model>& model,
                                  const std::shared_ptr<prometheus::Registry>& registry) {
   workers::WorkerOptions options;
@@ -189,6 +194,7 @@ absl::Status Daemon::StartWorker(Phase phase, const std::vector<std::string>& ro
   options.phase = phase == Phase::kPrefill  ? v1::PHASE_PREFILL
                   : phase == Phase::kDecode ? v1::PHASE_DECODE
                                             : v1::PHASE_MIXED;
+  options.phase_planned = !phase;
   options.phase_pinned = config_.phase_pinned;
   options.prefill_on_decode = config_.prefill_on_decode;
   using Use = workers::EngineOptions::Use;

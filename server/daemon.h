@@ -27,7 +27,7 @@ class Daemon {
  private:
   explicit Daemon(const Config& config) : config_(config) {}
   absl::Status StartParts();
-  absl::Status StartWorker(Phase phase, const std::vector<std::string>& routers,
+  absl::Status StartWorker(std::optional<Phase> phase, const std::vector<std::string>& routers,
                            const std::shared_ptr<const workers::Model>& model,
                            const std::shared_ptr<prometheus::Registry>& registry);
   absl::Status StartStore();

@@ -145,6 +145,7 @@ Entry GenerateCall::Enter(const v1::GenerateRequest& request) {
   request_ = *std::move(checked);
   context_ = std::move(request_.tokens);
   usage_.set_prompt_tokens(static_cast<uint32_t>(context_.size()));
+  logged_ = core_->workload().Arrived(usage_.prompt_tokens(), absl::Now());
   text_.emplace(core_->shared_model(), request_.stops);
   NameChunks();
   if (Entry entry = CheckInTime(); !entry.status.ok()) return entry;
@@ -626,6 +627,7 @@ void GenerateCall::RecordEnd(absl::StatusCode code, v1::FinishReason reason) {
   if (generated_ > 0) ended.ttft_s = first_token_s_;
   if (generated_ > 1) ended.tpot_s = (last_token_s_ - first_token_s_) / (generated_ - 1);
   core_->metrics().RequestEnded(ended);
+  if (logged_) core_->workload().Ended(*logged_, generated_, usage_.cached_tokens());
   if (reason != v1::FINISH_REASON_UNSPECIFIED) {
     core_->metrics().StageSeconds(Stage::kRouterQueue, timings_.router_queue_s());
     core_->metrics().StageSeconds(Stage::kPrefillQueue, timings_.prefill_queue_s());

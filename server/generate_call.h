@@ -126,6 +126,7 @@ class GenerateCall final : public EventStream<v1::GenerateResponse, grpc::ByteBu
   bool admitted_ = false, ended_ = false;
   bool described_ = false, its_turn_ = false;
   scheduler::Ticket ticket_ = 0;
+  std::optional<uint64_t> logged_;           // its number in the workload log
   std::vector<int32_t> context_;             // prompt and generated tokens
   std::vector<kvstore::ChunkId> chunk_ids_;  // of the prompt; empty: no cached KV is used
   std::optional<TextStream> text_;

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "server/cluster_service.h"
 #include "server/inference_service.h"
+#include "server/planner_loop.h"
 
 namespace tandem::server {
 namespace {
@@ -224,7 +225,10 @@ Router::Router(RouterOptions options, std::shared_ptr<const workers::Model> mode
                std::shared_ptr<prometheus::Registry> registry)
     : core_(std::move(options), std::move(model), std::move(registry)),
       inference_(std::make_unique<InferenceServiceImpl>(&core_)),
-      cluster_(std::make_unique<ClusterServiceImpl>(&core_)) {}
+      cluster_(std::make_unique<ClusterServiceImpl>(&core_)),
+      planner_(std::make_unique<PlannerLoop>(&core_, cluster_.get())) {
+  cluster_->SetPlanner(planner_.get());
+}
 
 absl::StatusOr<std::unique_ptr<Router>> Router::Start(
     RouterOptions options, std::shared_ptr<const workers::Model> model,
@@ -240,6 +244,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(
   router->SetHealth(false);
   router->core_.metrics().InFlight(0, made.max_requests);
   router->watcher_ = std::thread([target = router.get()] { target->Watch(); });
+  router->planner_->Start();
   spdlog::info("router ready listen={} port={}", made.listen, router->grpc_.port);
   return router;
 }
@@ -295,6 +300,7 @@ void Router::Drain() {
 void Router::Stop() {
   if (stopping_.exchange(true)) return;
   core_.Wake();
+  planner_->Stop();
   if (watcher_.joinable()) watcher_.join();
   if (grpc_.server == nullptr) return;
   core_.EndCalls();

@@ -24,6 +24,7 @@
 #include "server/request_check.h"
 #include "server/request_queue.h"
 #include "server/router_metrics.h"
+#include "server/workload_log.h"
 #include "tandem/v1/worker.grpc.pb.h"
 #include "workers/engine/model.h"
 
@@ -31,6 +32,7 @@ namespace tandem::server {
 
 class InferenceServiceImpl;
 class ClusterServiceImpl;
+class PlannerLoop;
 
 struct RouterOptions {
   std::string listen;
@@ -49,6 +51,12 @@ struct RouterOptions {
   absl::Duration resume_timeout = absl::Seconds(30);
   /// Resumptions for each hundred requests.
   uint32_t resume_budget = 20;
+  /// "off", "dry-run" or "on".
+  std::string planner = "on";
+  absl::Duration planner_interval = absl::Seconds(1);
+  absl::Duration planner_min_dwell = absl::Seconds(30);
+  /// A share: 0.2 is 20 %.
+  double planner_min_gain = 0.2;
   std::vector<std::pair<std::string, scheduler::TenantLimits>> tenant_limits;
 };
 
@@ -87,6 +95,7 @@ class RouterCore {
   RequestQueue& queue() { return queue_; }
   OpenStreams& streams() { return streams_; }
   DecisionLog& decisions() { return decisions_; }
+  WorkloadLog& workload() { return workload_; }
 
   /// What can be said of a request before it is read: UNAVAILABLE while draining,
   /// RESOURCE_EXHAUSTED when there are several times more calls than may be in flight.
@@ -149,6 +158,7 @@ class RouterCore {
   RouterMetrics metrics_;
   OpenStreams streams_;
   DecisionLog decisions_;
+  WorkloadLog workload_;
   RequestQueue queue_;
   std::atomic<uint32_t> in_flight_{0};
   std::atomic<bool> draining_{false};
@@ -196,6 +206,7 @@ class Router {
   RouterCore core_;
   std::unique_ptr<InferenceServiceImpl> inference_;
   std::unique_ptr<ClusterServiceImpl> cluster_;
+  std::unique_ptr<PlannerLoop> planner_;
   GrpcServer grpc_;
   std::atomic<bool> stopping_{false}, draining_{false};
   std::thread watcher_;

@@ -31,6 +31,7 @@ constexpr std::array kReasons = {"other",       "queue_full", "draining", "no_wo
                                  "concurrency", "too_late",   "displaced"};
 constexpr std::array kPhases = {"prefill", "decode", "mixed", "store"};
 constexpr std::array kCauses = {"lost", "broken", "handoff", "refused", "given_back", "moved"};
+constexpr std::array kPlanOutcomes = {"kept", "changed", "dry_run", "rescued", "joined", "failed"};
 constexpr std::array kResumptionRefusals = {"budget", "poisoned", "no_worker"};
 constexpr char kOtherTenant[] = "other";
 
@@ -74,6 +75,21 @@ struct RouterMetrics::Families {
                              .Help("Chunks that some worker or store is known to hold")
                              .Register(registry)
                              .Add(labels)),
+        plan_leader(BuildGauge()
+                        .Name("tandem_router_plan_leader")
+                        .Help("1 where this router is the one that gives workers their phases")
+                        .Register(registry)
+                        .Add(labels)),
+        plan_goodput(BuildGauge()
+                         .Name("tandem_router_plan_goodput_requests_per_second")
+                         .Help("Goodput of the present phases, as last predicted")
+                         .Register(registry)
+                         .Add(labels)),
+        plan_changed(BuildGauge()
+                         .Name("tandem_router_plan_changed_timestamp_seconds")
+                         .Help("When this router last changed phases, in Unix time")
+                         .Register(registry)
+                         .Add(labels)),
         overhead(BuildHistogram()
                      .Name("tandem_router_overhead_seconds")
                      .Help("What the router itself adds to a first token")
@@ -100,6 +116,13 @@ struct RouterMetrics::Families {
                             .Name("tandem_router_resumptions_total")
                             .Help("Times that a request went on elsewhere, by why")
                             .Register(registry);
+    auto& plans = BuildCounter()
+                      .Name("tandem_router_plan_decisions_total")
+                      .Help("What the planner has decided, by outcome")
+                      .Register(registry);
+    for (const char* outcome : kPlanOutcomes) {
+      planned.push_back(&plans.Add(With("outcome", outcome)));
+    }
     for (const char* cause : kCauses) resumed.push_back(&resumptions.Add(With("cause", cause)));
     auto& refusals = BuildCounter()
                          .Name("tandem_router_resumptions_refused_total")
@@ -153,9 +176,11 @@ struct RouterMetrics::Families {
   const Labels labels;
   Family<Counter>& ended;
   Gauge &in_flight, &limit, &queued, &directory_chunks;
+  Gauge &plan_leader, &plan_goodput, &plan_changed;
   Histogram& overhead;
   std::vector<Counter*> rejected;         // as kReasons
   std::vector<Counter*> resumed;          // as kCauses
+  std::vector<Counter*> planned;          // as kPlanOutcomes
   std::vector<Counter*> not_resumed;      // as kResumptionRefusals
   std::vector<Gauge*> workers;            // as kPhases
   std::vector<Histogram*> stage_seconds;  // as kStages
@@ -220,6 +245,18 @@ void RouterMetrics::Workers(std::string_view phase, uint32_t n) {
   for (size_t i = 0; i < kPhases.size(); ++i) {
     if (phase == kPhases[i]) families_->workers[i]->Set(n);
   }
+}
+
+void RouterMetrics::Planned(std::string_view outcome) {
+  for (size_t i = 0; i < kPlanOutcomes.size(); ++i) {
+    if (outcome == kPlanOutcomes[i]) families_->planned[i]->Increment();
+  }
+}
+
+void RouterMetrics::Plan(bool leads, double goodput_rps, double changed_s) {
+  families_->plan_leader.Set(leads ? 1 : 0);
+  families_->plan_goodput.Set(goodput_rps);
+  families_->plan_changed.Set(changed_s);
 }
 
 void RouterMetrics::DirectoryChunks(uint64_t n) {

@@ -66,6 +66,11 @@ class RouterMetrics {
   /// Workers of a phase ("prefill", "decode", "mixed"), or stores ("store"), that this router can
   /// use now.
   void Workers(std::string_view phase, uint32_t n);
+  /// The planner has decided: "kept", "changed", "dry_run", "rescued", "joined", "failed".
+  void Planned(std::string_view outcome);
+  /// The planner's state: whether this router decides; the predicted goodput, 0 without any; when
+  /// phases were last changed, in seconds since 1970, 0 for never.
+  void Plan(bool leads, double goodput_rps, double changed_s);
   /// Chunks that it knows somebody to hold.
   void DirectoryChunks(uint64_t n);
   /// Where a finished request's time went.

@@ -145,9 +145,9 @@ TEST(ConfigValues, FaultsNameKeyValueOriginAndWhatIsAllowed) {
   EXPECT_EQ(error("--role=boss"),
             "role is 'boss' (from --role): not allowed; allowed is one of all, router, worker, "
             "store");
-  EXPECT_EQ(
-      error("--phase=both"),
-      "phase is 'both' (from --phase): not allowed; allowed is one of prefill, decode, mixed");
+  EXPECT_EQ(error("--phase=both"),
+            "phase is 'both' (from --phase): not allowed; allowed is one of prefill, decode, "
+            "mixed, auto");
   EXPECT_EQ(error("--insecure=maybe"),
             "insecure is 'maybe' (from --insecure): neither true nor false; allowed is true or "
             "false");

@@ -61,7 +61,7 @@ TEST(CheckConfig, PrintsWhatIsInEffectAndWhereItComesFrom) {
   EXPECT_THAT(text, HasSubstr("\nmax_requests: 256\n"));
   EXPECT_THAT(text, HasSubstr("\ntenants: [default]\n"));
   EXPECT_THAT(text, HasSubstr("\ncpus: []\n"));
-  EXPECT_THAT(text, HasSubstr("\n# phase: not set\n"));
+  EXPECT_THAT(text, HasSubstr("\nphase: auto\n"));
 }
 
 TEST(CheckConfig, RefusesWhatTheDaemonWouldRefuse) {
