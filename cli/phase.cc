@@ -32,6 +32,7 @@ std::string PhaseName(v1::Phase phase) {
 }
 
 v1::Phase ParsePhase(std::string_view name) {
+  if (name == "auto") return v1::PHASE_AUTO;
   for (const v1::Phase phase : {v1::PHASE_PREFILL, v1::PHASE_DECODE, v1::PHASE_MIXED}) {
     if (PhaseName(phase) == name) return phase;
   }
@@ -43,9 +44,10 @@ int RunPhase(std::span<char* const> args, const Terminal& terminal) {
   v1::AssignPhaseRequest request;
   const Command command = {
       "phase",
-      "WORKER prefill|decode|mixed",
+      "WORKER prefill|decode|mixed|auto",
       "Tells a worker, by its name or id, what to do from now on. It moves the sequences that it "
-      "may no longer have to others; no request notices. `tandem status` shows when it is done.",
+      "may no longer have to others; no request notices. `tandem status` shows when it is done. "
+      "The planner changes the phase no more, until `auto` leaves it to the planner.",
       {RouterOption(router),
        {"force", "", "Even when nobody is left who does what it does now.",
         ReadSwitch([&request] { request.set_force(true); })}}};
@@ -60,7 +62,7 @@ int RunPhase(std::span<char* const> args, const Terminal& terminal) {
   if (phase == v1::PHASE_UNSPECIFIED) {
     return ReportUsage(
         absl::InvalidArgumentError(absl::StrCat(
-            "phase: '", operands[1], "' is not a phase; allowed are prefill, decode and mixed")),
+            "phase: '", operands[1], "' is not a phase; allowed are prefill, decode, mixed and auto")),
         terminal);
   }
   request.set_worker(operands[0]);

@@ -10,7 +10,7 @@ namespace tandem::cli {
 
 /// "prefill", "decode", "mixed", "store", or "?".
 std::string PhaseName(v1::Phase phase);
-/// What an engine can be told to do; PHASE_UNSPECIFIED for every other word.
+/// What an engine can be told to do, "auto" included; PHASE_UNSPECIFIED for every other word.
 v1::Phase ParsePhase(std::string_view name);
 
 }  // namespace tandem::cli

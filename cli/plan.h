@@ -9,6 +9,8 @@ namespace tandem::cli {
 
 /// As those in client.h.
 int RunPlanSearch(std::span<char* const> args, const Terminal& terminal);
+int RunPlanWorkload(std::span<char* const> args, const Terminal& terminal);
+int RunPlanDecisions(std::span<char* const> args, const Terminal& terminal);
 int RunPlanCompat(std::span<char* const> args, const Terminal& terminal);
 
 }  // namespace tandem::cli
