@@ -169,6 +169,7 @@ class TandemSystem : public System {
   }
 
   LoadClient& client() override { return *client_; }
+  std::string RouterAddress() const override { return daemons_[0]->RouterAddress(); }
   uint64_t ResidentBytes() const override {
     uint64_t bytes = 0;
     for (const auto& daemon : daemons_) bytes += ResidentBytesOf(daemon->process().pid());
@@ -194,6 +195,9 @@ std::unique_ptr<System> StartSystem(const std::string& name, const SystemOptions
   }
   if (name == "mixed") {
     return std::make_unique<TandemSystem>(options, std::vector<std::string>{"mixed", "mixed"});
+  }
+  if (name == "planned") {
+    return std::make_unique<TandemSystem>(options, std::vector<std::string>{"auto", "auto"});
   }
   Die(absl::StrCat("there is no system '", name, "'"));
 }

@@ -27,11 +27,14 @@ class System {
   virtual LoadClient& client() = 0;
   /// Resident memory of all its processes.
   virtual uint64_t ResidentBytes() const = 0;
+  /// Of Tandem's router; empty for a peer.
+  virtual std::string RouterAddress() const { return ""; }
 };
 
 /// llama-2x1: two llama.cpp servers with a core each behind HAProxy's leastconn; llama-1x2: one
 /// with both cores; split: Tandem's router, a prefill and a decode worker, a core each; mixed: a
-/// router and two workers that do both, a core each.
+/// router and two workers that do both, a core each. Besides these, planned: a router and two
+/// workers that are given no phase.
 std::vector<std::string> SystemNames();
 bool IsPeer(const std::string& name);
 /// Ends the program with a message when it cannot be started.
