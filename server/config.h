@@ -92,6 +92,8 @@ struct Config {
   std::string kv_floor = "auto";
   std::string kv_profile;
   uint32_t kv_threads = 1;
+  absl::Duration profile_at_start = absl::Seconds(3);
+  std::string speed_cache_path;
 
   // Worker and store.
   uint64_t kv_memory_bytes = 1 << 30;

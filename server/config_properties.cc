@@ -247,6 +247,15 @@ std::vector<Property> WorkerReuse() {
        TextKind::kPath},
       {"kv_threads", kUsers, &Config::kv_threads, "Threads that encode and decode KV.",
        TextKind::kAny, 256, 1},
+      {"profile_at_start", kUsers, &Config::profile_at_start,
+       "How long the speed of prefill and decode steps is measured before the worker registers, "
+       "unless an earlier start of the same model, machine and settings has left it in "
+       "`speed_cache_path`. 0: neither; it is learned from requests alone.",
+       TextKind::kAny, kMinute, 0},
+      {"speed_cache_path", kUsers, &Config::speed_cache_path,
+       "A folder where what was learned of the speed is kept for the next start. Empty: "
+       "`$XDG_CACHE_HOME/tandem`, or `~/.cache/tandem`.",
+       TextKind::kPath},
   };
 }
 

@@ -227,6 +227,9 @@ absl::Status Daemon::StartWorker(std::optional<Phase> phase,
     ASSIGN_OR_RETURN(options.kv_floor, kvstore::codec::ParseLevel(config_.kv_floor));
   }
   options.kv_threads = config_.kv_threads;
+  options.profile_at_start = config_.profile_at_start;
+  options.speed_cache_path = config_.speed_cache_path;
+  options.uses_gpus = config_.gpu_layers != 0;
   ASSIGN_OR_RETURN(auto worker, workers::Worker::Start(std::move(options), model, registry));
   workers_.push_back(std::move(worker));
   return absl::OkStatus();

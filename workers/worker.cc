@@ -12,7 +12,9 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "base/version.h"
+#include "workers/engine/device.h"
 #include "workers/node_id.h"
+#include "workers/profiler.h"
 
 namespace tandem::workers {
 namespace {
@@ -92,6 +94,10 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(
 
 absl::Status Worker::StartParts() {
   io_thread_ = std::thread([this] { io_.run(); });
+  if (options_.profile_at_start > absl::ZeroDuration()) {
+    speed_cache_ = std::make_unique<SpeedCache>(
+        options_.speed_cache_path.empty() ? DefaultSpeedCachePath() : options_.speed_cache_path);
+  }
   RETURN_IF_ERROR(MakeLoops(phase_));
   const v1::WorkerLoad load = Load();
   const uint64_t capacity =
@@ -174,8 +180,51 @@ absl::Status Worker::StartDataPlane(const Engine& engine) {
   return absl::OkStatus();
 }
 
+void Worker::LearnSpeed(Engine& engine) {
+  if (speed_cache_ == nullptr) return;
+  const EngineOptions::Use use = engine.options().use;
+  const bool prefill = use == EngineOptions::Use::kPrefill;
+  const char* const kind = prefill ? "prefill" : "decode";
+  std::string& key = prefill ? prefill_speed_key_ : decode_speed_key_;
+  // A loop that was dropped comes back: what was learned of it is here still.
+  if (!key.empty()) return;
+  key = SpeedKey(*model_, engine.options(), DeviceDescription(options_.uses_gpus));
+  const auto kept = speed_cache_->Load(key);
+  if (kept.ok() && kept->fit.samples > 0) {
+    speed_.Restore(use, *kept);
+    spdlog::info("speed known from an earlier start steps={} samples={} file={}", kind,
+                 kept->fit.samples, speed_cache_->PathOf(key));
+    return;
+  }
+  if (absl::IsDataLoss(kept.status())) {
+    spdlog::warn("speed is measured anew error=\"{}\"", kept.status().ToString());
+  }
+  if (service_ != nullptr) return;  // real steps will tell
+  const Stopwatch took;
+  const auto measured = ProfileSteps(engine, options_.profile_at_start / 2, speed_);
+  if (!measured.ok()) {
+    spdlog::warn("speed not measured steps={} error=\"{}\"; it is learned from requests", kind,
+                 measured.status().ToString());
+    return;
+  }
+  spdlog::info("speed measured steps={} samples={} seconds={:.2f}", kind, *measured,
+               took.seconds());
+  KeepSpeed(use);
+}
+
+void Worker::KeepSpeed(EngineOptions::Use use) {
+  const std::string& key =
+      use == EngineOptions::Use::kPrefill ? prefill_speed_key_ : decode_speed_key_;
+  const auto learned = speed_.Learned(use);
+  if (speed_cache_ == nullptr || key.empty() || learned.fit.samples == 0) return;
+  if (absl::Status saved = speed_cache_->Save(key, learned); !saved.ok()) {
+    spdlog::warn("speed not kept for the next start error=\"{}\"", saved.ToString());
+  }
+}
+
 absl::Status Worker::MakePrefillLoop() {
   ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, MakeEngine(options_.prefill_engine));
+  LearnSpeed(*engine);
   if (options_.store != nullptr) {
     prefix_cache_ =
         std::make_unique<PrefixCache>(*engine, io_, options_.store, coder_.get(), kv_metrics_.get(),
@@ -197,6 +246,7 @@ absl::Status Worker::MakePrefillLoop() {
 
 absl::Status Worker::MakeDecodeLoop() {
   ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, MakeEngine(options_.decode_engine));
+  LearnSpeed(*engine);
   auto loop = std::make_shared<DecodeLoop>(
       std::move(engine),
       DecodeLoop::Parts{.client = handoff_client_.get(),
@@ -475,6 +525,7 @@ void Worker::Stop() {
   if (handoff_server_ != nullptr) handoff_server_->Stop();
   if (decode != nullptr) decode->Stop();
   if (coder_ != nullptr) coder_->Stop();
+  for (const auto use : {EngineOptions::Use::kPrefill, EngineOptions::Use::kDecode}) KeepSpeed(use);
   if (grpc_.server != nullptr) {
     grpc_.server->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
     grpc_.server->Wait();

@@ -19,6 +19,7 @@
 #include "workers/decode_loop.h"
 #include "workers/parking_lot.h"
 #include "workers/prefill_loop.h"
+#include "workers/speed_cache.h"
 #include "workers/store_service.h"
 #include "workers/turn_gate.h"
 #include "workers/worker_metrics.h"
@@ -65,6 +66,13 @@ struct WorkerOptions {
   std::shared_ptr<const kvstore::codec::Profile> profile;
   std::optional<kvstore::Level> kv_floor;
   uint32_t kv_threads = 1;
+  /// How long the engines' steps may be measured before the worker serves, unless
+  /// `speed_cache_path` holds what was learned before; 0: neither.
+  absl::Duration profile_at_start;
+  /// A folder; empty: DefaultSpeedCachePath.
+  std::string speed_cache_path;
+  /// The engines use GPUs.
+  bool uses_gpus = false;
 };
 
 /// Life: Start ──> serving ── Drain ──> draining ── Stop ──> stopped. Stop may come at any time.
@@ -134,6 +142,11 @@ class Worker : public LoopSource {
   absl::Status MakeLoops(v1::Phase phase);
   absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(EngineOptions options);
   absl::Status MakePrefillLoop();
+  // With what an earlier process learned of such an engine's speed; else, while the worker does not
+  // serve yet, with what steps of it take now.
+  void LearnSpeed(Engine& engine);
+  // Keeps what was learned for the next start.
+  void KeepSpeed(EngineOptions::Use use);
   absl::Status MakeDecodeLoop();
 
   // The phase thread's.
@@ -158,6 +171,8 @@ class Worker : public LoopSource {
   std::unique_ptr<KvMetrics> kv_metrics_;
   TurnGate gate_;
   WorkerSpeed speed_;
+  std::unique_ptr<SpeedCache> speed_cache_;           // null: nothing is measured or kept
+  std::string prefill_speed_key_, decode_speed_key_;  // empty: no such engine
   std::atomic<bool> draining_{false};
   bool stopped_ = false;
 

@@ -19,6 +19,21 @@ void WorkerSpeed::DecodeStep(uint32_t sequences, uint64_t context_tokens, double
   learner_.ObserveDecode(sequences, context_tokens, seconds);
 }
 
+scheduler::LatencyLearner::Learned WorkerSpeed::Learned(EngineOptions::Use use) const {
+  std::lock_guard lock(mutex_);
+  return use == EngineOptions::Use::kPrefill ? learner_.LearnedPrefill() : learner_.LearnedDecode();
+}
+
+void WorkerSpeed::Restore(EngineOptions::Use use,
+                          const scheduler::LatencyLearner::Learned& learned) {
+  std::lock_guard lock(mutex_);
+  if (use == EngineOptions::Use::kPrefill) {
+    learner_.RestorePrefill(learned);
+  } else {
+    learner_.RestoreDecode(learned);
+  }
+}
+
 scheduler::LatencyModel WorkerSpeed::model() const {
   std::lock_guard lock(mutex_);
   return learner_.model();

@@ -27,6 +27,11 @@ class WorkerSpeed {
   /// A step gave `sequences` with so many tokens of context in all a token each.
   void DecodeStep(uint32_t sequences, uint64_t context_tokens, double seconds);
 
+  /// What was learned of one loop's steps (the engine's use tells which), to be kept for the next
+  /// start; and to go on from there. See LatencyLearner.
+  scheduler::LatencyLearner::Learned Learned(EngineOptions::Use use) const;
+  void Restore(EngineOptions::Use use, const scheduler::LatencyLearner::Learned& learned);
+
   scheduler::LatencyModel model() const;
   v1::LatencyModel Report() const;
 

@@ -21,6 +21,9 @@ constexpr double kFactorPrior = 8;
 /// A step of L_m tokens reaches so much of the device's highest rate.
 constexpr double kSaturated = 0.9;
 
+/// Samples that what was learned by an earlier process counts as, at most.
+constexpr double kRestoredSamples = 50;
+
 constexpr double kNothing = 1e-12;  // seconds; below it a time is not a time
 
 using Row = CostFit::Row;
@@ -106,6 +109,31 @@ void CostFit::Solve() {
   }
 }
 
+CostFit::State CostFit::state() const {
+  return {.matrix = matrix_,
+          .vector = vector_,
+          .prior_scale = prior_scale_,
+          .spread = spread_,
+          .samples = samples_};
+}
+
+void CostFit::Restore(State state, double most_samples) {
+  // Of an endless row of samples so many count.
+  constexpr double kMostWeight = 1 / (1 - kForget);
+  const double weight = std::max(1.0, std::min(static_cast<double>(state.samples), kMostWeight));
+  const double share = std::min(1.0, most_samples / weight);
+  matrix_ = state.matrix;
+  vector_ = state.vector;
+  for (unsigned i = 0; i < 3; ++i) {
+    for (unsigned j = 0; j < 3; ++j) matrix_[i][j] *= share;
+    vector_[i] *= share;
+  }
+  prior_scale_ = state.prior_scale;
+  spread_ = std::max(state.spread, kSmallestSpread);
+  samples_ = state.samples;
+  Solve();
+}
+
 LatencyLearner::LatencyLearner(const Options& options)
     : options_(options),
       model_(options.prior),
@@ -116,6 +144,10 @@ LatencyLearner::LatencyLearner(const Options& options)
 void LatencyLearner::ObservePrefill(uint64_t n_tokens, double position_sum, double seconds) {
   if (n_tokens == 0 || prefill_steps_++ < options_.warm_up_steps) return;
   prefill_.Observe({1, static_cast<double>(n_tokens), position_sum}, seconds);
+  TakePrefill();
+}
+
+void LatencyLearner::TakePrefill() {
   const Row& found = prefill_.coefficients();
   model_.prefill = {.base_s = found[0], .per_token_s = found[1], .per_position_s = found[2]};
   model_.prefill_samples = prefill_.samples();
@@ -131,18 +163,53 @@ void LatencyLearner::ObserveDecode(uint32_t n_sequences, uint64_t context_tokens
   if (n_sequences == 0 || decode_steps_++ < options_.warm_up_steps) return;
   const Row row = {1, static_cast<double>(n_sequences), static_cast<double>(context_tokens)};
   decode_.Observe(row, seconds);
-  const Row& found = decode_.coefficients();
-  model_.decode.base_s = found[0];
-  model_.decode.per_sequence_s = found[1];
-  model_.decode.per_context_token_s = found[2];
-  model_.decode_samples = decode_.samples();
+  TakeDecode();
   if (n_sequences >= DecodeCost::kFactors || model_.decode_samples < kOutliersFrom) return;
   Factor& factor = factors_[n_sequences];
   const double ratio = std::clamp(seconds / decode_.Predict(row), 0.25, 4.0);
   factor.weight = factor.weight * kForget + 1;
   factor.ratio += std::clamp(ratio - factor.ratio, -1.0, 1.0) / factor.weight;
+  TakeFactor(n_sequences);
+}
+
+void LatencyLearner::TakeDecode() {
+  const Row& found = decode_.coefficients();
+  model_.decode.base_s = found[0];
+  model_.decode.per_sequence_s = found[1];
+  model_.decode.per_context_token_s = found[2];
+  model_.decode_samples = decode_.samples();
+}
+
+void LatencyLearner::TakeFactor(uint32_t n_sequences) {
+  const Factor& factor = factors_[n_sequences];
   model_.decode.factor[n_sequences] = static_cast<float>(
       (factor.ratio * factor.weight + kFactorPrior) / (factor.weight + kFactorPrior));
+}
+
+LatencyLearner::Learned LatencyLearner::LearnedPrefill() const { return {.fit = prefill_.state()}; }
+
+LatencyLearner::Learned LatencyLearner::LearnedDecode() const {
+  Learned learned{.fit = decode_.state()};
+  for (uint32_t n = 0; n < DecodeCost::kFactors; ++n) {
+    learned.factor_ratios[n] = factors_[n].ratio;
+    learned.factor_weights[n] = factors_[n].weight;
+  }
+  return learned;
+}
+
+void LatencyLearner::RestorePrefill(const Learned& learned) {
+  prefill_.Restore(learned.fit, kRestoredSamples);
+  TakePrefill();
+}
+
+void LatencyLearner::RestoreDecode(const Learned& learned) {
+  decode_.Restore(learned.fit, kRestoredSamples);
+  TakeDecode();
+  for (uint32_t n = 0; n < DecodeCost::kFactors; ++n) {
+    factors_[n] = {.ratio = learned.factor_ratios[n],
+                   .weight = std::min(learned.factor_weights[n], kRestoredSamples)};
+    TakeFactor(n);
+  }
 }
 
 }  // namespace tandem::scheduler

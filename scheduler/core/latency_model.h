@@ -83,6 +83,19 @@ class CostFit {
   double Predict(const Row& row) const;
   uint64_t samples() const { return samples_; }
 
+  /// What was learned, to go on from in another process.
+  struct State {
+    std::array<Row, 3> matrix{};
+    Row vector{};
+    double prior_scale = 1;
+    double spread = 0.5;
+    uint64_t samples = 0;
+  };
+  State state() const;
+  /// Goes on from `state`, which was learned with the same prior; it counts as `most_samples` at
+  /// most, since the machine may have changed meanwhile.
+  void Restore(State state, double most_samples);
+
  private:
   void Solve();
 
@@ -117,11 +130,28 @@ class LatencyLearner {
   /// What is known now.
   const LatencyModel& model() const { return model_; }
 
+  /// What was learned of one kind of step, to be kept on disk. `factors` and their weights are of
+  /// decode steps (DecodeCost::factor).
+  struct Learned {
+    CostFit::State fit;
+    std::array<double, DecodeCost::kFactors> factor_ratios{}, factor_weights{};
+  };
+  Learned LearnedPrefill() const;
+  Learned LearnedDecode() const;
+  /// Goes on from what a learner with the same options had learned. It weighs as much as a few
+  /// dozen steps, so that steps of today soon count for more.
+  void RestorePrefill(const Learned& learned);
+  void RestoreDecode(const Learned& learned);
+
  private:
   struct Factor {
     double ratio = 1;
     double weight = 0;
   };
+  void TakePrefill();
+  void TakeDecode();
+  void TakeFactor(uint32_t n_sequences);
+
   const Options options_;
   LatencyModel model_;
   CostFit prefill_;

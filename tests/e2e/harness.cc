@@ -111,6 +111,9 @@ DaemonProcess::DaemonProcess(std::vector<std::string> flags, DaemonHost host)
   std::vector<std::string> command = host_.wrapper;
   command.insert(command.end(), {BinaryPath("tandemd"), "--port-file", port_file,
                                  "--metrics-listen", host_.address + ":0", "--log-level", "debug"});
+  // Tests start hundreds of daemons: each learns its speed from its requests, unless told
+  // otherwise.
+  command.insert(command.end(), {"--profile-at-start", "0s"});
   if (!host_.here()) command.push_back("--insecure");
   command.insert(command.end(), flags.begin(), flags.end());
   process_ = std::make_unique<Process>(command, TemporaryPath(".log"));

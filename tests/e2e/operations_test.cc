@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
+#include <filesystem>
 #include <fstream>
 
 #include "tests/e2e/harness.h"
@@ -71,6 +73,44 @@ TEST(OperationsTest, EveryRoleExportsMetricsThatCount) {
   const std::string decode = Scrape(cluster.decode().metrics_port());
   EXPECT_EQ(MetricSum(decode, "vllm:request_decode_time_seconds_count"), kRequests) << decode;
   EXPECT_EQ(MetricSum(decode, "vllm:generation_tokens_total"), kRequests * 9);
+}
+
+TEST(OperationsTest, SpeedIsMeasuredOnceAndKept) {
+  const std::string folder = TemporaryPath(".speed");
+  const std::vector<std::string> flags = {"--role",
+                                          "all",
+                                          "--model",
+                                          DemoModel(),
+                                          "--listen",
+                                          "127.0.0.1:0",
+                                          "--threads",
+                                          "1",
+                                          "--profile-at-start",
+                                          "1s",
+                                          "--speed-cache-path",
+                                          folder};
+  const auto start = [&](uint64_t* samples) {
+    DaemonProcess daemon(flags);
+    Client client(daemon.RouterAddress());
+    EXPECT_TRUE(WaitFor([&] {
+      *samples = 0;
+      const v1::ListWorkersResponse response = client.Workers();
+      for (const v1::WorkerState& worker : response.workers()) {
+        *samples += worker.load().latency().decode_samples();
+      }
+      return *samples > 0;
+    })) << "the router hears nothing of it";
+    daemon.process().Signal(SIGTERM);
+    EXPECT_EQ(daemon.process().Wait(), 0);
+    return daemon.process().Log();
+  };
+  uint64_t measured = 0, known = 0;
+  const std::string first = start(&measured), second = start(&known);
+  EXPECT_THAT(first, HasSubstr("speed measured steps=decode"));
+  EXPECT_THAT(second, HasSubstr("speed known from an earlier start steps=decode"));
+  EXPECT_THAT(second, testing::Not(HasSubstr("speed measured")));
+  EXPECT_EQ(known, measured);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(OperationsTest, TheMetricsPortIsRefusedWhenItIsTaken) {

@@ -105,5 +105,25 @@ TEST(LatencyLearnerTest, ABatchSizeMayBeSlowerThanItsNeighbours) {
   EXPECT_GT(cost.StepSeconds(2, 200), 1.4 * cost.StepSeconds(3, 300));
 }
 
+TEST(LatencyLearnerTest, GoesOnFromWhatAnEarlierOneLearned) {
+  LatencyLearner first;
+  Prefill(first, kPrefill, 400, 0, 3);
+  for (int i = 0; i < 200; ++i) first.ObserveDecode(1 + i % 8, 100 * i, 0.01 + 0.002 * (i % 8));
+  LatencyLearner second;
+  second.RestorePrefill(first.LearnedPrefill());
+  second.RestoreDecode(first.LearnedDecode());
+  ExpectLike(second.model().prefill, first.model().prefill, 0.01);
+  EXPECT_EQ(second.model().prefill_samples, first.model().prefill_samples);
+  EXPECT_EQ(second.model().saturation_tokens, first.model().saturation_tokens);
+  for (const uint32_t n : {1u, 4u, 8u}) {
+    const double before_s = first.model().decode.StepSeconds(n, 500);
+    EXPECT_NEAR(second.model().decode.StepSeconds(n, 500), before_s, 0.05 * before_s) << n;
+  }
+  // A machine that has become half as fast shows sooner than if nothing had been forgotten.
+  const PrefillCost slow = {.base_s = 0.008, .per_token_s = 4e-4, .per_position_s = 6e-8};
+  Prefill(second, slow, 250, 0, 4);
+  ExpectLike(second.model().prefill, slow, 0.2);
+}
+
 }  // namespace
 }  // namespace tandem::scheduler
