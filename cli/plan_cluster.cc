@@ -76,9 +76,7 @@ class Keys {
   absl::Status status_;
 };
 
-absl::Status ReadKind(const YAML::Node& node, const std::string& where,
-                      planner::WorkerSpeed& speed) {
-  Keys keys(node, where);
+absl::Status ReadSpeed(Keys& keys, planner::WorkerSpeed& speed) {
   auto& [prefill, decode, saturation, p, d] = speed.latency;
   keys.Number("prefill_base_s", 0, 1e3, prefill.base_s);
   keys.Number("prefill_per_token_s", 1e-9, 1e3, prefill.per_token_s);
@@ -91,6 +89,29 @@ absl::Status ReadKind(const YAML::Node& node, const std::string& where,
   keys.Whole("max_sequences", 1, 4096, speed.max_sequences, false);
   keys.Whole("prefill_sequences", 1, 4096, speed.prefill_sequences, false);
   return keys.Finish();
+}
+
+/// Speed of a worker that has the whole node, or of each width.
+absl::Status ReadKind(const YAML::Node& node, const std::string& where, planner::NodeClass& kind) {
+  Keys keys(node, where);
+  keys.Whole("devices", 1, 1024, kind.devices, false);
+  const YAML::Node widths = keys.Find("widths", false);
+  if (!widths) return ReadSpeed(keys, kind.speed);
+  if (!widths.IsMap() || widths.size() == 0 || widths.size() > 8) {
+    keys.Fault("widths must be a mapping from devices to speeds, of 1 to 8 widths");
+  }
+  RETURN_IF_ERROR(keys.Finish());
+  for (const auto& entry : widths) {
+    planner::WorkerWidth& width = kind.widths.emplace_back();
+    if (!entry.first.IsScalar() || !YAML::convert<uint32_t>::decode(entry.first, width.devices) ||
+        width.devices == 0 || kind.devices % width.devices != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          where, ": widths: a width must be a number that divides devices, ", kind.devices));
+    }
+    Keys own(entry.second, absl::StrCat(where, ": widths: ", width.devices));
+    RETURN_IF_ERROR(ReadSpeed(own, width.speed));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ReadLink(Keys& keys, const char* key, const std::string& where, bool required,
@@ -110,7 +131,7 @@ absl::StatusOr<PlanTask> Read(const YAML::Node& root, const std::string& where) 
   keys.Number("wire_share", 1e-3, 2, task.simulator.wire_share, false);
   keys.Number("codec_bytes_per_s", 1e3, 1e13, task.simulator.codec_bytes_per_s, false);
 
-  std::map<std::string, planner::WorkerSpeed> kinds;
+  std::map<std::string, planner::NodeClass> kinds;
   if (const YAML::Node node = keys.Find("kinds"); node && node.IsMap()) {
     for (const auto& entry : node) {
       const std::string& name = entry.first.Scalar();
@@ -137,7 +158,9 @@ absl::StatusOr<PlanTask> Read(const YAML::Node& root, const std::string& where) 
       if (at == groups.end()) at = groups.insert(groups.end(), group);
       nodes_of_class.name = absl::StrCat(kind, "@", group);
       nodes_of_class.group = static_cast<uint32_t>(at - groups.begin());
-      nodes_of_class.speed = kinds[kind];
+      nodes_of_class.speed = kinds[kind].speed;
+      nodes_of_class.devices = kinds[kind].devices;
+      nodes_of_class.widths = kinds[kind].widths;
       task.classes.push_back(std::move(nodes_of_class));
     }
   }
@@ -147,6 +170,7 @@ absl::StatusOr<PlanTask> Read(const YAML::Node& root, const std::string& where) 
     RETURN_IF_ERROR(ReadLink(own, "within", absl::StrCat(where, ": links"), true, within));
     between = within;
     RETURN_IF_ERROR(ReadLink(own, "between", absl::StrCat(where, ": links"), false, between));
+    RETURN_IF_ERROR(ReadLink(own, "local", absl::StrCat(where, ": links"), false, task.local_link));
     RETURN_IF_ERROR(own.Finish());
   }
   RETURN_IF_ERROR(keys.Finish());

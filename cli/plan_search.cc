@@ -1,7 +1,10 @@
 // `tandem plan search`: reads a cluster and a workload, and tells the best phase for each node.
 #include "scheduler/planner/plan_search.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -13,6 +16,8 @@
 #include "cli/plan.h"
 #include "cli/plan_cluster.h"
 #include "cli/table.h"
+#include "scheduler/planner/placement_goodput.h"
+#include "scheduler/planner/plan_use.h"
 
 namespace tandem::cli {
 namespace {
@@ -22,6 +27,8 @@ using Json = nlohmann::ordered_json;
 
 /// A disaggregated plan that gains less is hardly worth it.
 constexpr double kSmallGain = 0.05;
+/// Lines about single classes: the JSON has all of them.
+constexpr size_t kMostLines = 12;
 
 struct Settings {
   std::string cluster, workload, json;
@@ -47,34 +54,47 @@ const char* PhaseName(Phase phase) {
 
 std::string Rps(double rps) { return absl::StrFormat("%.3g", rps); }
 
+/// "big@rack1", or "big@rack1 x2" for workers of two devices where there is a choice.
+std::string VariantName(const PlanTask& task, const WorkerVariant& variant) {
+  const NodeClass& nodes = task.classes[variant.node_class];
+  return nodes.widths.empty() ? nodes.name : absl::StrCat(nodes.name, " x", variant.devices);
+}
+
 std::string InWords(const PlanTask& task, const PlannedPlacement& placement) {
+  const std::vector<WorkerVariant> variants = VariantsOf(task);
   std::string words;
-  for (size_t c = 0; c < task.classes.size(); ++c) {
-    const PhaseCounts& counts = placement.counts[c];
+  for (size_t v = 0; v < variants.size(); ++v) {
+    const PhaseCounts& counts = placement.counts[v];
     const std::pair<uint32_t, const char*> phases[] = {
         {counts.prefill, "prefill"}, {counts.decode, "decode"}, {counts.mixed, "mixed"}};
     for (const auto& [n, name] : phases) {
       if (n == 0) continue;
-      absl::StrAppend(&words, words.empty() ? "" : ", ", n, " ", name, " (", task.classes[c].name,
-                      ")");
+      absl::StrAppend(&words, words.empty() ? "" : ", ", n, " ", name, " (",
+                      VariantName(task, variants[v]), ")");
     }
   }
   return words;
 }
 
-/// Which phase is busiest, by the mean share of its workers' time.
+uint32_t Devices(const PlanTask& task) {
+  uint32_t devices = 0;
+  for (const NodeClass& nodes : task.classes) devices += nodes.count * nodes.devices;
+  return devices;
+}
+
+/// What is busiest, and which objective is missed.
 std::string Bottleneck(const Plan& plan) {
-  const SimulationResult& result = plan.at_goodput;
-  double prefill_s = 0, decode_s = 0;
-  for (const WorkerUse& use : result.workers) {
-    prefill_s += use.prefill_busy_s;
-    decode_s += use.decode_busy_s;
-  }
-  const double missed_ttft = 1 - result.attainment.ttft, missed_tpot = 1 - result.attainment.tpot;
+  const PlanUse use = UseOf(plan);
+  const std::pair<double, const char*> all[] = {{use.prefill, "prefill"},
+                                                {use.decode, "decode"},
+                                                {use.links, "links"},
+                                                {use.kv_room, "KV room"}};
+  const Attainment& attained = plan.at_goodput.attainment;
   return absl::StrFormat(
-      "%s: %.1f %% of the requests miss TTFT, %.1f %% TPOT; %.0f %% of the busy time is prefill",
-      missed_ttft >= missed_tpot ? "prefill" : "decode", 100 * missed_ttft, 100 * missed_tpot,
-      100 * prefill_s / std::max(1e-9, prefill_s + decode_s));
+      "%s; in use: prefill %.0f %%, decode %.0f %%, links %.0f %%, KV room %.0f %%; TTFT missed by "
+      "%.1f %% of the requests, TPOT by %.1f %%",
+      std::max_element(std::begin(all), std::end(all))->second, 100 * use.prefill, 100 * use.decode,
+      100 * use.links, 100 * use.kv_room, 100 * (1 - attained.ttft), 100 * (1 - attained.tpot));
 }
 
 void Print(const PlanTask& task, const Plan& plan, std::ostream& out) {
@@ -93,12 +113,21 @@ void Print(const PlanTask& task, const Plan& plan, std::ostream& out) {
   }
   const SimulationResult& result = plan.at_goodput;
   out << absl::StrFormat(
-             "at %s rps   attainment %.1f %%; mean wait %.3f s, prefill %.3f s, handoff %.3f s\n",
-             Rps(plan.best.goodput_rps), 100 * result.attainment.both, result.queue_s,
-             result.prefill_s, result.handoff_s)
+             "at %s rps   %s a device; attainment %.1f %% (TTFT %.1f %%, TPOT %.1f %%); mean wait "
+             "%.3f s, prefill %.3f s, handoff %.3f s\n",
+             Rps(plan.best.goodput_rps), Rps(plan.best.goodput_rps / Devices(task)),
+             100 * result.attainment.both, 100 * result.attainment.ttft,
+             100 * result.attainment.tpot, result.queue_s, result.prefill_s, result.handoff_s)
       << "bottleneck  " << Bottleneck(plan) << "\n"
       << "links x 10  " << Rps(plan.with_fast_links_rps) << " rps\n";
-  for (size_t c = 0; c < plan.one_more.size(); ++c) {
+  if (plan.domains.size() > 1 || plan.domains[0].members.size() > 1) {
+    for (const PlannedDomain& domain : plan.domains) {
+      out << "domain      " << domain.members.size() << " times "
+          << InWords(domain.task, domain.placement) << ": " << Rps(domain.placement.goodput_rps)
+          << " rps each\n";
+    }
+  }
+  for (size_t c = 0; c < plan.one_more.size() && c < kMostLines; ++c) {
     out << "one more    " << task.classes[c].name << " as " << PhaseName(plan.one_more[c].phase)
         << ": " << Rps(plan.one_more[c].goodput_rps) << " rps\n";
   }
@@ -106,22 +135,50 @@ void Print(const PlanTask& task, const Plan& plan, std::ostream& out) {
     out << "Disaggregation gains less than " << 100 * kSmallGain
         << " % here: all mixed is as good.\n";
   }
-  out << plan.simulated << " of " << plan.placements << " placements simulated, "
-      << plan.simulations << " simulations\n";
+  out << plan.simulated << " placements simulated";
+  if (plan.placements > 0) out << " of " << plan.placements;
+  out << ", " << plan.simulations << " simulations\n";
+  if (!plan.complete) out << "The search was interrupted: this is the best it had found.\n";
 }
 
 Json JsonOf(const PlanTask& task, const PlannedPlacement& placement) {
+  const std::vector<WorkerVariant> variants = VariantsOf(task);
   Json nodes = Json::array();
-  for (size_t c = 0; c < task.classes.size(); ++c) {
-    const PhaseCounts& counts = placement.counts[c];
-    nodes.push_back({{"class", task.classes[c].name},
+  for (size_t v = 0; v < variants.size(); ++v) {
+    const PhaseCounts& counts = placement.counts[v];
+    nodes.push_back({{"class", task.classes[variants[v].node_class].name},
+                     {"devices", variants[v].devices},
                      {"prefill", counts.prefill},
                      {"decode", counts.decode},
                      {"mixed", counts.mixed}});
   }
   return {{"nodes", std::move(nodes)},
           {"goodput_rps", placement.goodput_rps},
+          {"goodput_rps_per_device", placement.goodput_rps / Devices(task)},
           {"bound_rps", placement.bound_rps}};
+}
+
+/// Which prefill workers hand over to which decode workers: those of each domain, which are the
+/// nodes of `members`' classes, to one another; and how often pairs of variants did when simulated.
+Json HandoverOf(const PlanTask& task, const PlannedDomain& domain) {
+  const std::vector<WorkerVariant> variants = VariantsOf(domain.task);
+  Json json = JsonOf(domain.task, domain.placement);
+  for (const std::vector<uint32_t>& member : domain.members) {
+    Json classes = Json::array();
+    for (const uint32_t c : member) classes.push_back(task.classes[c].name);
+    json["members"].push_back(std::move(classes));
+  }
+  const std::vector<uint32_t> variant = WorkersOf(domain.task, domain.placement.counts).variant;
+  std::map<std::pair<uint32_t, uint32_t>, uint64_t> requests;
+  for (const auto& [pair, n] : domain.at_goodput.pairs) {
+    requests[{variant[pair.first], variant[pair.second]}] += n;
+  }
+  for (const auto& [pair, n] : requests) {
+    json["pairs"].push_back({{"from", VariantName(domain.task, variants[pair.first])},
+                             {"to", VariantName(domain.task, variants[pair.second])},
+                             {"requests", n}});
+  }
+  return json;
 }
 
 Json JsonOf(const PlanTask& task, const Plan& plan) {
@@ -139,13 +196,30 @@ Json JsonOf(const PlanTask& task, const Plan& plan) {
                {"placements", plan.placements},
                {"simulated", plan.simulated},
                {"simulations", plan.simulations}};
+  const PlanUse use = UseOf(plan);
+  json["utilisation"] = {{"prefill", use.prefill},
+                         {"decode", use.decode},
+                         {"links", use.links},
+                         {"kv_room", use.kv_room}};
+  json["complete"] = plan.complete;
+  for (const PlannedDomain& domain : plan.domains) {
+    json["handover"].push_back(HandoverOf(task, domain));
+  }
   if (plan.runner_up) json["runner_up"] = JsonOf(task, *plan.runner_up);
   for (size_t c = 0; c < plan.one_more.size(); ++c) {
     json["one_more"].push_back({{"class", task.classes[c].name},
                                 {"phase", PhaseName(plan.one_more[c].phase)},
+                                {"devices", plan.one_more[c].devices},
                                 {"goodput_rps", plan.one_more[c].goodput_rps}});
   }
   return json;
+}
+
+/// One line of a terminal, again and again.
+void Show(const PlanProgress& now, std::ostream& err) {
+  err << "\r\033[K" << now.done << " of " << now.of << " " << now.what;
+  if (now.best_rps > 0) err << ", best " << Rps(now.best_rps) << " rps";
+  err << std::flush;
 }
 
 absl::Status Run(const Settings& settings, const std::atomic<bool>& stop,
@@ -164,7 +238,13 @@ absl::Status Run(const Settings& settings, const std::atomic<bool>& stop,
   task.attainment_target = settings.attainment;
   task.threads =
       settings.threads > 0 ? settings.threads : std::max(1u, std::thread::hardware_concurrency());
-  ASSIGN_OR_RETURN(const Plan plan, SearchPlan(task, stop));
+  task.keep_when_stopped = true;
+  const bool shows_progress = isatty(STDERR_FILENO) == 1;
+  if (shows_progress) task.progress = [&](const PlanProgress& now) { Show(now, terminal.err); };
+  const absl::StatusOr<Plan> searched = SearchPlan(task, stop);
+  if (shows_progress) terminal.err << "\r\033[K" << std::flush;
+  RETURN_IF_ERROR(searched.status());
+  const Plan& plan = *searched;
   Print(task, plan, terminal.out);
   if (settings.json.empty()) return absl::OkStatus();
   return WriteWholeFile(settings.json, JsonOf(task, plan).dump(1) + "\n");

@@ -43,6 +43,7 @@ struct WorkerReport {
 struct Link {
   double bytes_per_s = 0;
   double rtt_s = 0;
+  bool operator==(const Link&) const = default;
 };
 
 /// A node that holds the beginning of the prompt's KV.

@@ -14,6 +14,7 @@ struct PrefillCost {
   double base_s = 2e-3;
   double per_token_s = 1e-4;
   double per_position_s = 1e-8;
+  bool operator==(const PrefillCost&) const = default;
 
   /// Of the tokens at `first_position` … `first_position + n_tokens − 1` of one prompt.
   double Seconds(uint64_t n_tokens, uint64_t first_position = 0) const {
@@ -40,6 +41,7 @@ struct DecodeCost {
   /// By number of sequences: what a step of so many takes, relative to the affine model. Batching
   /// on a CPU is irregular: two sequences at once can take longer than one after the other.
   std::array<float, kFactors> factor = Ones();
+  bool operator==(const DecodeCost&) const = default;
 
   /// `context_tokens`: of all sequences together.
   double StepSeconds(uint32_t n_sequences, uint64_t context_tokens) const {
@@ -63,6 +65,7 @@ struct LatencyModel {
   uint32_t saturation_tokens = 512;
   uint64_t prefill_samples = 0;
   uint64_t decode_samples = 0;
+  bool operator==(const LatencyModel&) const = default;
 
   /// Seconds to compute so many tokens of a prompt from `first_position` on, in steps of
   /// `saturation_tokens`, with nothing beside it. 0 for no tokens.

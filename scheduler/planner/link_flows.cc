@@ -10,10 +10,11 @@ constexpr double kLeastBytesPerSecond = 1;
 
 }  // namespace
 
-LinkTable::LinkTable(std::vector<uint32_t> group, std::vector<Link> links)
+LinkTable::LinkTable(std::vector<uint32_t> group, std::vector<Link> links, const Link& local)
     : group_(std::move(group)),
       groups_(group_.empty() ? 1 : *std::max_element(group_.begin(), group_.end()) + 1),
       links_(std::move(links)),
+      local_(local),
       port_(groups_, 0) {
   for (uint32_t a = 0; a < groups_; ++a) {
     for (uint32_t b = 0; b < groups_; ++b) {
@@ -39,6 +40,10 @@ LinkFlows::FlowId LinkFlows::Begin(uint32_t from_node, uint32_t to_node, double 
                 .version = version,
                 .bytes = bytes,
                 .since_s = now_s};
+  if (from_node == to_node) {
+    Update(id, now_s, due);
+    return id;
+  }
   nodes_[from_node].out.push_back(id);
   nodes_[to_node].in.push_back(id);
   Share(from_node, to_node, now_s, due);
@@ -60,9 +65,10 @@ void LinkFlows::Cancel(FlowId flow, double now_s, std::vector<Due>& due) {
 void LinkFlows::Remove(FlowId id, double now_s, std::vector<Due>& due) {
   Flow& flow = flows_[id];
   ++flow.version;
+  free_.push_back(id);
+  if (flow.from == flow.to) return;
   std::erase(nodes_[flow.from].out, id);
   std::erase(nodes_[flow.to].in, id);
-  free_.push_back(id);
   Share(flow.from, flow.to, now_s, due);
 }
 
@@ -78,12 +84,13 @@ void LinkFlows::Update(FlowId id, double now_s, std::vector<Due>& due) {
   const auto share = [](double port, const std::vector<FlowId>& flows) {
     return port / static_cast<double>(flows.size());
   };
+  double rate = links_.Between(flow.from, flow.to).bytes_per_s;
+  if (flow.from != flow.to) {
+    rate = std::min({rate, share(links_.PortBytesPerSecond(flow.from), nodes_[flow.from].out),
+                     share(links_.PortBytesPerSecond(flow.to), nodes_[flow.to].in)});
+  }
   // A link that is cut still ends some day.
-  const double rate =
-      std::max(kLeastBytesPerSecond,
-               std::min({links_.Between(flow.from, flow.to).bytes_per_s,
-                         share(links_.PortBytesPerSecond(flow.from), nodes_[flow.from].out),
-                         share(links_.PortBytesPerSecond(flow.to), nodes_[flow.to].in)}));
+  rate = std::max(kLeastBytesPerSecond, rate);
   flow.bytes = std::max(0.0, flow.bytes - flow.bytes_per_s * (now_s - flow.since_s));
   flow.since_s = now_s;
   if (rate == flow.bytes_per_s) return;

@@ -18,10 +18,12 @@ class LinkTable {
  public:
   /// All nodes in one group, whose links are `link`.
   LinkTable(uint32_t nodes, const Link& link) : group_(nodes, 0), links_(1, link) {}
-  /// `group` of each node, `links[from × groups + to]`. REQUIRES: groups² links, groups in range.
-  LinkTable(std::vector<uint32_t> group, std::vector<Link> links);
+  /// `group` of each node, `links[from × groups + to]`; `local`: within a node, when it has any
+  /// bytes_per_s. REQUIRES: groups² links, groups in range.
+  LinkTable(std::vector<uint32_t> group, std::vector<Link> links, const Link& local = {});
 
   const Link& Between(uint32_t from_node, uint32_t to_node) const {
+    if (from_node == to_node && local_.bytes_per_s > 0) return local_;
     return links_[group_[from_node] * groups_ + group_[to_node]];
   }
   /// The fastest link of the node, either way: what its port can do.
@@ -34,11 +36,13 @@ class LinkTable {
   std::vector<uint32_t> group_;
   uint32_t groups_ = 1;
   std::vector<Link> links_;
+  Link local_;
   std::vector<double> port_ = {links_[0].bytes_per_s};  // by group
 };
 
-/// Flows in progress. A flow's rate is the least of its link's, an equal share of what its sender's
-/// port can do, and an equal share of its receiver's; it changes as others begin and end there.
+/// Flows in progress. A flow within a node has its link for itself; another one's rate is the least
+/// of its link's, an equal share of what its sender's port can do, and an equal share of its
+/// receiver's; it changes as others begin and end there.
 class LinkFlows {
  public:
   explicit LinkFlows(const LinkTable& links) : links_(links), nodes_(links.nodes()) {}

@@ -437,6 +437,12 @@ class Simulation {
 
   void BeginFlow(Index r, uint32_t tokens) {
     Request& request = requests_[r];
+    const double bytes_per_s =
+        links_.Between(workers_[request.prefill].spec.node, workers_[request.decode].spec.node)
+            .bytes_per_s;
+    const double seconds = bytes_per_s > 0 ? tokens * wire_bytes_per_token_ / bytes_per_s : 0;
+    result_.workers[request.prefill].send_s += seconds;
+    result_.workers[request.decode].receive_s += seconds;
     due_.clear();
     request.flow =
         flows_.Begin(workers_[request.prefill].spec.node, workers_[request.decode].spec.node,
@@ -587,8 +593,10 @@ class Simulation {
     }
     worker.prefilled_last = false;
     const auto n = static_cast<uint32_t>(worker.running.size());
-    Began(w, Worker::Step::kDecode,
-          worker.spec.speed.latency.decode.StepSeconds(n, worker.running_context), n);
+    const double step_s = worker.spec.speed.latency.decode.StepSeconds(n, worker.running_context);
+    result_.workers[w].sequence_s += n * step_s;
+    result_.workers[w].kv_token_s += static_cast<double>(worker.running_context) * step_s;
+    Began(w, Worker::Step::kDecode, step_s, n);
   }
 
   /// False when only one runs.

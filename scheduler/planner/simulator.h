@@ -31,6 +31,7 @@ struct WorkerSpeed {
   uint64_t kv_capacity_tokens = 65'536;
   /// Sequences in a decode step, and prompts that are computed at a time.
   uint32_t max_sequences = 16, prefill_sequences = 8;
+  bool operator==(const WorkerSpeed&) const = default;
 };
 
 struct SimulatedWorker {
@@ -78,6 +79,10 @@ struct WorkerUse {
   double prefill_busy_s = 0, decode_busy_s = 0;
   /// Prompts and tokens computed; sequences put aside for want of KV room.
   uint64_t prompts = 0, tokens = 0, parked = 0;
+  /// Sequences in decode steps, and the tokens of KV that they had, times those steps' seconds.
+  double sequence_s = 0, kv_token_s = 0;
+  /// Seconds that what it sent, and received, takes on the links alone.
+  double send_s = 0, receive_s = 0;
 };
 
 struct SimulationResult {

@@ -113,6 +113,21 @@ Workload AtRate(std::span<const WorkloadRequest> workload, double total_rps) {
   return scaled;
 }
 
+Workload Repeated(std::span<const WorkloadRequest> workload, uint32_t times) {
+  const double first_s = workload.front().arrival_s;
+  const double span_s = workload.back().arrival_s - first_s;
+  const double period_s = span_s + span_s / static_cast<double>(workload.size() - 1);
+  Workload repeated;
+  repeated.reserve(workload.size() * times);
+  for (uint32_t i = 0; i < times; ++i) {
+    for (const WorkloadRequest& request : workload) {
+      repeated.push_back(request);
+      repeated.back().arrival_s += i * period_s;
+    }
+  }
+  return repeated;
+}
+
 absl::StatusOr<LengthShape> NamedShape(std::string_view name) {
   if (name == "chat") return LengthShape{755.5, 200.3, 0.8, 0.8};
   if (name == "code") return LengthShape{171.3, 98.2, 0.6, 0.6};

@@ -43,6 +43,10 @@ WorkloadStats Describe(std::span<const WorkloadRequest> workload);
 /// is the pace. REQUIRES: a workload with a rate > 0, total_rps > 0.
 Workload AtRate(std::span<const WorkloadRequest> workload, double total_rps);
 
+/// The requests `times` times over, one sample after the other at the same pace. REQUIRES: as
+/// above.
+Workload Repeated(std::span<const WorkloadRequest> workload, uint32_t times);
+
 /// Lengths are log-normal, independent, cut to what the context holds.
 struct LengthShape {
   double mean_prompt_tokens = 0, mean_output_tokens = 0;

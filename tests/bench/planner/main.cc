@@ -1,12 +1,16 @@
-// How fast the planner's simulator is, in requests per CPU second, against requests and workers:
-// `./dev bench planner [JSON]`. Chat lengths, two requests a second and worker, half of the workers
-// prefill and half decode (or all mixed).
+// How fast the planner's simulator is, in requests per CPU second, against requests and workers;
+// and how long plans for large clusters take: `./dev bench planner [JSON]`. Simulator: chat
+// lengths, two requests a second and worker, half of the workers prefill and half decode (or all
+// mixed). Plans: racks of 25 nodes of three kinds, in two mixtures, 25 Gbit/s within a rack and 1
+// Gbit/s between.
+#include <atomic>
 #include <cstdio>
 #include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
+#include "scheduler/planner/plan_search.h"
 #include "scheduler/planner/simulator.h"
 
 namespace tandem::planner {
@@ -47,6 +51,56 @@ nlohmann::ordered_json Measure(uint32_t requests, uint32_t n_workers, bool mixed
           {"requests_per_cpu_s", per_s}};
 }
 
+/// `prefill`, `decode`: how many times as fast as Speed().
+WorkerSpeed Scaled(double prefill, double decode) {
+  WorkerSpeed speed = Speed();
+  speed.latency.prefill.base_s /= prefill;
+  speed.latency.prefill.per_token_s /= prefill;
+  speed.latency.prefill.per_position_s /= prefill;
+  speed.latency.decode.base_s /= decode;
+  speed.latency.decode.per_sequence_s /= decode;
+  speed.latency.decode.per_context_token_s /= decode;
+  return speed;
+}
+
+PlanTask Racks(uint32_t racks) {
+  PlanTask task;
+  task.groups = racks;
+  const WorkerSpeed kinds[] = {Scaled(1, 1), Scaled(3, 1.1), Scaled(0.5, 0.9)};
+  const uint32_t mixtures[2][3] = {{10, 5, 10}, {15, 10, 0}};
+  for (uint32_t rack = 0; rack < racks; ++rack) {
+    for (uint32_t kind = 0; kind < 3; ++kind) {
+      const uint32_t count = mixtures[rack % 2][kind];
+      if (count == 0) continue;
+      task.classes.push_back({.name = "node", .count = count, .group = rack, .speed = kinds[kind]});
+    }
+    for (uint32_t to = 0; to < racks; ++to) {
+      task.links.push_back(to == rack ? Link{.bytes_per_s = 25e9 / 8, .rtt_s = 5e-5}
+                                      : Link{.bytes_per_s = 1e9 / 8, .rtt_s = 5e-4});
+    }
+  }
+  task.workload = Generate({.shape = NamedShape("chat").value(), .requests = 1000});
+  task.simulator = {.ttft_slo_s = 0.4, .tpot_slo_s = 0.04, .kv_bytes_per_token = 1e5};
+  task.threads = 2;
+  return task;
+}
+
+nlohmann::ordered_json MeasurePlan(uint32_t racks) {
+  const PlanTask task = Racks(racks);
+  const std::atomic<bool> stop = false;
+  const double begin_s = CpuSeconds();
+  const auto plan = SearchPlan(task, stop);
+  const double cpu_s = CpuSeconds() - begin_s;
+  absl::PrintF("%6d  %7.1f  %11d  %7d  %8.1f  %9.1f\n", racks * 25, cpu_s, plan.value().simulations,
+               plan.value().domains.size(), plan.value().best.goodput_rps,
+               plan.value().colocated.goodput_rps);
+  return {{"nodes", racks * 25},
+          {"cpu_s", cpu_s},
+          {"simulations", plan.value().simulations},
+          {"goodput_rps", plan.value().best.goodput_rps},
+          {"all_mixed_rps", plan.value().colocated.goodput_rps}};
+}
+
 }  // namespace
 }  // namespace tandem::planner
 
@@ -61,6 +115,10 @@ int main(int argc, char** argv) {
   rows.push_back(Measure(40'000, 4, true));
   for (const uint32_t workers : {8u, 16u, 32u, 64u, 128u, 256u}) {
     rows.push_back(Measure(20'000, workers, false));
+  }
+  std::puts("\n NODES    CPU S  SIMULATIONS  DOMAINS  BEST RPS  MIXED RPS");
+  for (const uint32_t racks : {4u, 12u, 40u}) {
+    rows.push_back(tandem::planner::MeasurePlan(racks));
   }
   if (argc > 1) std::ofstream(argv[1]) << rows.dump(1) << "\n";
 }

@@ -138,8 +138,36 @@ TEST_F(PlanTest, SearchTellsThePlan) {
     EXPECT_GT(plan.at("best").at("goodput_rps"), 0);
     EXPECT_GE(plan.at("best").at("goodput_rps"), plan.at("runner_up").at("goodput_rps"));
     EXPECT_EQ(plan.at("one_more").size(), 2u);
+    EXPECT_EQ(plan.at("complete"), true);
+    EXPECT_GT(plan.at("best").at("goodput_rps_per_device"), 0);
+    EXPECT_GT(plan.at("utilisation").at("decode"), 0);
+    EXPECT_LE(plan.at("utilisation").at("links"), 1);
+    ASSERT_EQ(plan.at("handover").size(), 1u);
+    EXPECT_FALSE(plan.at("handover").at(0).at("pairs").empty());
   }
   EXPECT_THAT(search(Path("gone.csv")).err, HasSubstr("there is no file"));
+}
+
+TEST_F(PlanTest, SearchChoosesWidthsAndPlansLargeClusters) {
+  std::string text = kCluster;
+  const std::string speed = R"({prefill_base_s: 0.02, prefill_per_token_s: 1.5e-4,
+      decode_base_s: 0.02, decode_per_sequence_s: 6e-5, kv_capacity_tokens: 30000})";
+  text.replace(text.find("nodes:"), 6,
+               "  wide: {devices: 2, widths: {1: " + speed + ", 2: " + speed +
+                   "}}\nnodes:\n  - {kind: wide, count: 2, group: a}");
+  const auto search = [&] {
+    Write("cluster.yaml", text);
+    return Call(RunPlan,
+                {"search", "--cluster", Path("cluster.yaml"), "--workload=chat", "--ttft-slo=2",
+                 "--tpot-slo=0.1", "--requests=30", "--json", Path("plan.json")},
+                "");
+  };
+  EXPECT_THAT(search().out, HasSubstr("(wide@a x1)"))
+      << "two of one device do more than one of two";
+  text.replace(text.find("count: 2"), 8, "count: 90");
+  const Outcome large = search();
+  EXPECT_THAT(large.out, HasSubstr("domain      ")) << large.err;
+  EXPECT_GT(nlohmann::json::parse(Read("plan.json")).at("handover").at(0).at("members").size(), 1u);
 }
 
 TEST_F(PlanTest, SearchNamesTheFaultOfAClusterFile) {
@@ -162,7 +190,8 @@ TEST_F(PlanTest, SearchNamesTheFaultOfAClusterFile) {
   EXPECT_THAT(fault("decode_base_s", "decode_bass_s"), HasSubstr("decode_base_s is missing"));
   EXPECT_THAT(fault("group: a", "rack: a"), HasSubstr("nodes: unknown key rack"));
   EXPECT_THAT(fault("rtt_s", "rtt"), HasSubstr("links: between: unknown key rtt"));
-  EXPECT_THAT(fault("kind: big, group: a", "kind: big, count: 900"), HasSubstr("placements"));
+  EXPECT_THAT(fault("  big:", "  big: {devices: 4, widths: {3: {}}}\n  small:"),
+              HasSubstr("kinds: big: widths: a width must be a number that divides devices, 4"));
 }
 
 TEST_F(PlanTest, TellsTheFaultOfACommandLine) {
