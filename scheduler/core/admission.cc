@@ -14,6 +14,8 @@ namespace {
 constexpr double kErrorStep = 0.1, kMostError = 4;
 /// Of the first tokens that come within the estimate.
 constexpr double kErrorQuantile = 0.95;
+/// Of its limit: from there on a prediction is near it.
+constexpr double kNearLimit = 0.25;
 
 }  // namespace
 
@@ -95,8 +97,11 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
                                                    .work_tokens = arrival.work_tokens,
                                                    .deadline_s = arrival.deadline_s});
   tenant.queued_work += arrival.work_tokens;
-  known_[ticket] = {
-      .tenant = &tenant, .order = order, .arrived_s = now_s, .predicted_ttft_s = predicted_s};
+  known_[ticket] = {.tenant = &tenant,
+                    .order = order,
+                    .arrived_s = now_s,
+                    .predicted_ttft_s = predicted_s,
+                    .limit_s = limit_s};
   ++n_queued_;
   return {.ticket = ticket, .status = absl::OkStatus(), .displaced = displaced};
 }
@@ -200,9 +205,11 @@ void Admission::Prefilled(Ticket ticket, double now_s) {
   LearnError(found->second, now_s - found->second.arrived_s);
 }
 
-/// A quantile, by steps up and down that balance there.
+/// A quantile, by steps up and down that balance there. Only of requests that came near their
+/// limit: short waits may be many times their prediction, and say nothing of long ones.
 void Admission::LearnError(const Known& known, double ttft_s) {
   double& error = known.tenant->ttft_error;
+  if (known.predicted_ttft_s * error < kNearLimit * known.limit_s) return;
   const bool above = ttft_s > known.predicted_ttft_s * error;
   error *= above ? 1 + kErrorStep * kErrorQuantile : 1 - kErrorStep * (1 - kErrorQuantile);
   error = std::clamp(error, 1.0, kMostError);

@@ -147,7 +147,7 @@ class Admission {
     Tenant* tenant = nullptr;
     int64_t order = 0;
     bool running = false, prefilling = false;
-    double arrived_s = 0, predicted_ttft_s = 0;
+    double arrived_s = 0, predicted_ttft_s = 0, limit_s = 0;
   };
 
   Tenant& TenantOf(const std::string& name);

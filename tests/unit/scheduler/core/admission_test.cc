@@ -150,22 +150,24 @@ TEST(AdmissionTest, WhoCannotBeServedInTimeIsRefusedAtOnce) {
 
 TEST(AdmissionTest, PredictionsThatFailAreAllowedFor) {
   Admission admission({.max_ttft_s = 1});
-  auto serve = [&](double now_s, double ttft_s) {
-    const Ticket ticket = admission.Enqueue({.ttft_s = 0.1}, now_s).ticket;
+  auto serve = [&](double now_s, double predicted_s, double ttft_s) {
+    const Ticket ticket = admission.Enqueue({.ttft_s = predicted_s}, now_s).ticket;
     admission.Next(now_s);
     admission.Prefilled(ticket, now_s + ttft_s);
     admission.Finish(ticket);
   };
-  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 0).ticket, 0u);
-  admission.Next(0);
+  for (int i = 0; i < 100; ++i) serve(i, 0.01, 0.1);
+  EXPECT_EQ(admission.ttft_error(""), 1) << "far from the limit";
+  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 100).ticket, 0u);
+  admission.Next(100);
   // One in five takes half as long again.
-  for (int i = 0; i < 300; ++i) serve(i, i % 5 == 0 ? 0.15 : 0.1);
+  for (int i = 0; i < 300; ++i) serve(100 + i, 0.4, i % 5 == 0 ? 0.6 : 0.4);
   EXPECT_NEAR(admission.ttft_error(""), 1.5, 0.15);
-  EXPECT_EQ(admission.Enqueue({.ttft_s = 0.8}, 300).refusal, Refusal::kTooLate);
+  EXPECT_EQ(admission.Enqueue({.ttft_s = 0.8}, 400).refusal, Refusal::kTooLate);
   // One in fifty.
-  for (int i = 0; i < 300; ++i) serve(300 + i, i % 50 == 0 ? 0.15 : 0.1);
+  for (int i = 0; i < 300; ++i) serve(400 + i, 0.4, i % 50 == 0 ? 0.6 : 0.4);
   EXPECT_LT(admission.ttft_error(""), 1.15);
-  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 600).ticket, 0u);
+  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 700).ticket, 0u);
 }
 
 TEST(AdmissionTest, CancelAndExpireTakeRequestsOut) {
