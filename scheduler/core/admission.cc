@@ -145,12 +145,18 @@ bool Admission::MayRun(const Tenant& tenant) const {
          (tenant.limits.max_running == 0 || tenant.running < tenant.limits.max_running);
 }
 
-bool Admission::BelowShare(const Tenant& own) const {
-  double weights = own.limits.weight;
+double Admission::RunningWeight() const {
+  double weight = 0;
   for (const auto& [name, tenant] : tenants_) {
-    if (&tenant != &own && tenant.running > 0) weights += tenant.limits.weight;
+    if (tenant.running > 0) weight += tenant.limits.weight;
   }
-  return own.prefilling == 0 && own.running * weights < n_running_ * own.limits.weight;
+  return weight;
+}
+
+bool Admission::BelowShare(const Tenant& tenant, double running_weight) const {
+  if (tenant.prefilling > 0) return false;
+  // One that runs nothing has less than any share, if anybody runs anything.
+  return tenant.running * running_weight < n_running_ * tenant.limits.weight;
 }
 
 std::optional<Ticket> Admission::Peek() const {
@@ -164,8 +170,9 @@ std::optional<Ticket> Admission::Peek() const {
 }
 
 std::optional<Ticket> Admission::PeekBelowShare() const {
+  const double weight = RunningWeight();
   for (const auto& [name, tenant] : tenants_) {
-    if (MayRun(tenant) && BelowShare(tenant)) return tenant.queue.begin()->second.ticket;
+    if (MayRun(tenant) && BelowShare(tenant, weight)) return tenant.queue.begin()->second.ticket;
   }
   return std::nullopt;
 }
@@ -259,7 +266,10 @@ double Admission::PredictWait(const std::string& name, int32_t priority) const {
   const auto found = tenants_.find(name);
   const double weight = this->weight(name);
   // Then its turn comes at once, whatever others have waiting.
-  if (found != tenants_.end() && found->second.queue.empty() && BelowShare(found->second)) return 0;
+  if (found != tenants_.end() && found->second.queue.empty() &&
+      BelowShare(found->second, RunningWeight())) {
+    return 0;
+  }
   double own_work = 0;
   double start = virtual_time_;
   if (found != tenants_.end()) {

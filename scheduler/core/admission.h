@@ -152,7 +152,9 @@ class Admission {
 
   Tenant& TenantOf(const std::string& name);
   bool MayRun(const Tenant& tenant) const;
-  bool BelowShare(const Tenant& tenant) const;
+  /// Of the tenants of which something runs.
+  double RunningWeight() const;
+  bool BelowShare(const Tenant& tenant, double running_weight) const;
   bool Full() const;
   double CapacityPerSecond() const;
   void Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at);

@@ -65,7 +65,7 @@ struct Dispatcher::Scratch {
     double score = 0;
   };
   std::vector<uint32_t> local_tokens;  // by worker: of the prompt's beginning, in its own store
-  std::vector<double> loaded_s, least_ttft_s, least_tpot;  // by worker
+  std::vector<double> loaded_s, least_ttft_s, step_s, wait_s, least_tpot;  // by worker
   std::vector<Side> least;     // prefill workers with their least scores
   std::vector<Side> prefills;  // of which each may go with any decode worker
   /// Decode workers that may prefill for themselves; with their least scores.
@@ -100,7 +100,7 @@ class Dispatcher::Choice {
   void PickHolders();
   void ScorePrefills();
   void KeepBestPrefills();
-  void BoundDecodes();
+  void PredictDecodes();
   void ScorePairs();
   Decision Decide();
   absl::Status Nobody() const;
@@ -110,7 +110,7 @@ class Dispatcher::Choice {
   void BoundLoads();
   void BoundTtfts();
   double ScoreOf(WorkerIndex index, const Ttft& ttft) const;
-  DecodeSide PredictDecode(WorkerIndex index) const;
+  DecodeSide DecodeOf(WorkerIndex index) const;
   double HandoffSeconds(double compute_s, const Link& link) const;
   double TpotSeconds(const DecodeSide& decode, double handoff_s) const;
   double PairScore(const Side& prefill, double compute_s, const DecodeSide& decode) const;
@@ -152,7 +152,7 @@ absl::StatusOr<Decision> Dispatcher::Choice::Make() {
     ScorePrefills();
     KeepBestPrefills();
   }
-  if (work_.needs_decode) BoundDecodes();
+  if (work_.needs_decode) PredictDecodes();
   ScorePairs();
   if (s_.pairs.empty()) return Nobody();
   return Decide();
@@ -359,29 +359,13 @@ void Dispatcher::Choice::KeepBestPrefills() {
   sides.resize(kPrefillSides);
 }
 
-Dispatcher::Choice::DecodeSide Dispatcher::Choice::PredictDecode(WorkerIndex index) const {
-  const Hot& hot = d_.hot_[index];
-  DecodeSide side = {.worker = index, .penalty = Penalty(index)};
-  side.step_s = hot.next_step_s + work_.prompt_tokens * hot.per_context_token_s;
-  // Places and room come free as sequences of the expected length end.
-  const double life_s = work_.expected_output_tokens * side.step_s;
-  const double life_tokens = hot.life_tokens + work_.prompt_tokens + work_.expected_output_tokens;
-  side.wait_s = life_s * std::max(hot.lives_to_wait, life_tokens * hot.per_capacity_token - 1);
-  // While it computes prompts as well, its steps come as far apart as the objective allows.
-  if (hot.takes_prefill) {
-    const double prefill_s = hot.reported_ahead_s + hot.assigned_ahead_s;
-    if (prefill_s > 0) {
-      side.step_s +=
-          std::min(1.0, prefill_s / life_s) * std::max(0.0, tpot_objective_s_ - side.step_s);
-    }
-  }
-  return side;
-}
-
-/// The lowest score of each worker's TPOT, with KV that is there at once; of ages for one that
-/// takes no sequence. PredictDecode, for all of them, as a loop over columns.
-void Dispatcher::Choice::BoundDecodes() {
+/// Of each worker a step with the sequence in it, how long that waits for a place, and the lowest
+/// score of its TPOT, with KV that is there at once; ages for one that takes no sequence. A plain
+/// loop over columns, too.
+void Dispatcher::Choice::PredictDecodes() {
   const size_t n_workers = d_.hot_.size();
+  s_.step_s.resize(n_workers);
+  s_.wait_s.resize(n_workers);
   s_.least_tpot.resize(n_workers);
   const Bounds& bounds = d_.bounds_;
   const double* const next_s = bounds.step_s.data();
@@ -390,20 +374,32 @@ void Dispatcher::Choice::BoundDecodes() {
   const double* const life_tokens = bounds.life_tokens.data();
   const double* const per_capacity_token = bounds.per_capacity_token.data();
   const double* const prefill_ahead_s = bounds.prefill_ahead_s.data();
+  double* const steps_s = s_.step_s.data();
+  double* const waits_s = s_.wait_s.data();
   double* const least = s_.least_tpot.data();
   const double prompt = work_.prompt_tokens, output = work_.expected_output_tokens;
   const double per_objective = 1 / tpot_objective_s_;
   for (size_t i = 0; i < n_workers; ++i) {
     const double alone_s = next_s[i] + prompt * per_context_token_s[i];
+    // Places and room come free as sequences of the expected length end.
     const double life_s = output * alone_s;
     const double over = (life_tokens[i] + prompt + output) * per_capacity_token[i] - 1;
-    const double wait_s = life_s * (lives_to_wait[i] > over ? lives_to_wait[i] : over);
+    waits_s[i] = life_s * (lives_to_wait[i] > over ? lives_to_wait[i] : over);
+    // While it computes prompts as well, its steps come as far apart as the objective allows.
     const double spare_s = tpot_objective_s_ - alone_s;
-    const double share = prefill_ahead_s[i] < life_s ? prefill_ahead_s[i] / life_s : 1;
-    const double step_s = alone_s + share * (spare_s > 0 ? spare_s : 0);
-    const double ratio = (step_s + wait_s * per_further_token_) * per_objective;
+    const double ahead_s = prefill_ahead_s[i];
+    const double share = ahead_s < life_s ? ahead_s / life_s : (ahead_s > 0 ? 1 : 0);
+    steps_s[i] = alone_s + share * (spare_s > 0 ? spare_s : 0);
+    const double ratio = (steps_s[i] + waits_s[i] * per_further_token_) * per_objective;
     least[i] = ratio + kMissed * (ratio > 1 ? ratio - 1 : 0);
   }
+}
+
+Dispatcher::Choice::DecodeSide Dispatcher::Choice::DecodeOf(WorkerIndex index) const {
+  return {.worker = index,
+          .penalty = Penalty(index),
+          .step_s = s_.step_s[index],
+          .wait_s = s_.wait_s[index]};
 }
 
 /// How long the KV is on its way after the prompt was computed: it moves while that goes on, but
@@ -458,7 +454,7 @@ void Dispatcher::Choice::ScorePairs() {
           best_prefill.best() + least_tpot > limit || (roles[w] & Bounds::kDecodes) == 0) {
         continue;
       }
-      const DecodeSide decode = PredictDecode(w);
+      const DecodeSide decode = DecodeOf(w);
       for (size_t i = 0; i < s_.prefills.size(); ++i) {
         if (s_.prefills[i].score + least_tpot <= limit) add(s_.prefills[i], compute_s[i], decode);
       }
@@ -469,7 +465,7 @@ void Dispatcher::Choice::ScorePairs() {
     if (own.score + s_.least_tpot[own.worker] > limit) continue;
     const Ttft ttft = PredictTtft(own.worker);
     add({.worker = own.worker, .score = ScoreOf(own.worker, ttft)}, ttft.compute_s,
-        PredictDecode(own.worker));
+        DecodeOf(own.worker));
   }
 }
 
@@ -526,7 +522,7 @@ Candidate Dispatcher::Choice::Describe(const Pair& pair) const {
                          .cached_tokens = ttft.cached_tokens,
                          .steps_ahead = ttft.steps_ahead};
   if (!work_.needs_decode) return candidate;
-  const DecodeSide decode = PredictDecode(pair.decode);
+  const DecodeSide decode = DecodeOf(pair.decode);
   candidate.step_s = decode.step_s;
   candidate.decode_wait_s = decode.wait_s;
   candidate.handoff_s = HandoffSeconds(ttft.compute_s, d_.LinkBetween(pair.prefill, pair.decode));

@@ -8,6 +8,8 @@ namespace {
 
 /// A mixed worker's steps leave at least this share of its time to prefill.
 constexpr double kLeastShare = 0.1;
+/// Seconds of a step that is never taken; infinity times nothing would be no number.
+constexpr double kAges = 1e9;
 
 uint64_t PairKey(WorkerIndex a, WorkerIndex b) {
   return uint64_t{std::min(a, b)} << 32 | std::max(a, b);
@@ -56,7 +58,7 @@ void Dispatcher::Remove(WorkerIndex worker) {
 }
 
 void Dispatcher::Suspend(WorkerIndex worker) {
-  if (!hot_[worker].takes_prefill && !hot_[worker].takes_decode) return;
+  if (bounds_.role[worker] == 0) return;
   workers_[worker].report.takes_prefill = false;
   workers_[worker].report.takes_decode = false;
   Refresh(worker);
@@ -79,62 +81,65 @@ void Dispatcher::Report(WorkerIndex index, const WorkerReport& report, double no
 }
 
 void Dispatcher::Refresh(WorkerIndex index) {
+  const WorkerReport& report = workers_[index].report;
+  // Of its decode steps now.
+  const double step_s =
+      report.decode_running == 0
+          ? 0
+          : report.latency.decode.StepSeconds(report.decode_running, report.kv_used_tokens);
+  RefreshPrefill(index, step_s);
+  RefreshDecode(index, step_s);
+}
+
+void Dispatcher::RefreshPrefill(WorkerIndex index, double step_s) {
   const Worker& worker = workers_[index];
   const WorkerReport& report = worker.report;
-  const LatencyModel& latency = report.latency;
+  const PrefillCost& cost = report.latency.prefill;
   Hot& hot = hot_[index];
-  hot.takes_prefill = report.takes_prefill;
-  hot.takes_decode = report.takes_decode;
-  hot.decode_first = report.decode_first;
-  const uint32_t step_tokens = std::max(1u, latency.saturation_tokens);
-  hot.prefill = latency.prefill;
-  hot.full_step_s = std::max(1e-9, latency.prefill.Seconds(step_tokens));
+  const uint32_t step_tokens = std::max(1u, report.latency.saturation_tokens);
+  hot.prefill = cost;
+  hot.full_step_s = std::max(1e-9, cost.Seconds(step_tokens));
   hot.per_step_token = 1.0 / step_tokens;
   const double token_s = hot.full_step_s * hot.per_step_token;
   hot.reported_s = worker.reported_s;
   hot.reported_ahead_s = static_cast<double>(report.tokens_to_compute) * token_s;
   hot.assigned_ahead_s = static_cast<double>(worker.prefill_tokens) * token_s;
-  const uint64_t context = report.kv_used_tokens + worker.context_tokens;
-  hot.step_s = report.decode_running == 0
-                   ? 0
-                   : latency.decode.StepSeconds(report.decode_running, report.kv_used_tokens);
   hot.slowdown =
-      hot.step_s == 0 ? 1 : 1 / std::max(kLeastShare, 1 - hot.step_s / options_.tpot_objective_s);
-  const uint32_t places = std::max(1u, report.max_sequences);
-  const uint32_t n_sequences = report.decode_running + report.decode_waiting + worker.sequences;
-  hot.next_step_s = latency.decode.StepSeconds(std::min(n_sequences + 1, places), context);
-  hot.per_context_token_s = latency.decode.per_context_token_s;
-  hot.least_piece_s = latency.prefill.Seconds(options_.min_piece_tokens);
-  hot.lives_to_wait =
-      n_sequences < places ? 0 : static_cast<double>(n_sequences - places + 1) / places;
-  hot.life_tokens = static_cast<double>(report.kv_expected_tokens + worker.life_tokens);
-  hot.per_capacity_token =
-      report.kv_capacity_tokens == 0 ? 0 : 1 / static_cast<double>(report.kv_capacity_tokens);
-  RefreshBounds(index);
+      step_s == 0 ? 1 : 1 / std::max(kLeastShare, 1 - step_s / options_.tpot_objective_s);
+  bounds_.ahead_until_s[index] = hot.reported_s + hot.reported_ahead_s * hot.slowdown;
+  bounds_.assigned_s[index] = hot.assigned_ahead_s * hot.slowdown;
+  bounds_.per_token_s[index] = cost.per_token_s * hot.slowdown;
+  bounds_.base_s[index] =
+      report.takes_prefill ? cost.base_s * hot.slowdown : std::numeric_limits<double>::infinity();
+  bounds_.prefill_ahead_s[index] =
+      report.takes_prefill ? hot.reported_ahead_s + hot.assigned_ahead_s : 0;
 }
 
-void Dispatcher::RefreshBounds(WorkerIndex index) {
-  constexpr double kNever = std::numeric_limits<double>::infinity(), kAges = 1e9;
-  const Hot& hot = hot_[index];
-  uint8_t role = hot.takes_decode ? Bounds::kDecodes : 0;
-  if (hot.takes_prefill) role |= hot.decode_first ? Bounds::kPrefillsToo : Bounds::kPrefills;
+void Dispatcher::RefreshDecode(WorkerIndex index, double step_s) {
+  const Worker& worker = workers_[index];
+  const WorkerReport& report = worker.report;
+  const LatencyModel& latency = report.latency;
+  const uint32_t places = std::max(1u, report.max_sequences);
+  const uint32_t n_sequences = report.decode_running + report.decode_waiting + worker.sequences;
+  const double next_step_s = latency.decode.StepSeconds(
+      std::min(n_sequences + 1, places), report.kv_used_tokens + worker.context_tokens);
+  bounds_.step_s[index] = report.takes_decode ? next_step_s : kAges;
+  bounds_.per_context_token_s[index] = latency.decode.per_context_token_s;
+  bounds_.lives_to_wait[index] =
+      n_sequences < places ? 0 : static_cast<double>(n_sequences - places + 1) / places;
+  bounds_.life_tokens[index] = static_cast<double>(report.kv_expected_tokens + worker.life_tokens);
+  bounds_.per_capacity_token[index] =
+      report.kv_capacity_tokens == 0 ? 0 : 1 / static_cast<double>(report.kv_capacity_tokens);
+  uint8_t role = report.takes_decode ? Bounds::kDecodes : 0;
+  if (report.takes_prefill) role |= report.decode_first ? Bounds::kPrefillsToo : Bounds::kPrefills;
+  // A prefill step between two of its decode steps, at the least.
   const bool has_time =
-      hot.step_s == 0 || hot.next_step_s + hot.least_piece_s <= options_.tpot_objective_s;
-  if (hot.takes_decode && (role & Bounds::kPrefillsToo) != 0 && has_time) {
+      step_s == 0 ||
+      next_step_s + latency.prefill.Seconds(options_.min_piece_tokens) <= options_.tpot_objective_s;
+  if (report.takes_decode && (role & Bounds::kPrefillsToo) != 0 && has_time) {
     role |= Bounds::kPrefillsSelf;
   }
   bounds_.role[index] = role;
-  bounds_.ahead_until_s[index] = hot.reported_s + hot.reported_ahead_s * hot.slowdown;
-  bounds_.assigned_s[index] = hot.assigned_ahead_s * hot.slowdown;
-  bounds_.per_token_s[index] = hot.prefill.per_token_s * hot.slowdown;
-  bounds_.base_s[index] = hot.takes_prefill ? hot.prefill.base_s * hot.slowdown : kNever;
-  bounds_.step_s[index] = hot.takes_decode ? hot.next_step_s : kAges;
-  bounds_.per_context_token_s[index] = hot.per_context_token_s;
-  bounds_.lives_to_wait[index] = hot.lives_to_wait;
-  bounds_.life_tokens[index] = hot.life_tokens;
-  bounds_.per_capacity_token[index] = hot.per_capacity_token;
-  bounds_.prefill_ahead_s[index] =
-      hot.takes_prefill ? hot.reported_ahead_s + hot.assigned_ahead_s : 0;
 }
 
 void Dispatcher::SetLink(WorkerIndex from, WorkerIndex to, const Link& link) {
@@ -267,10 +272,9 @@ uint32_t Dispatcher::assigned(WorkerIndex worker) const {
 
 double Dispatcher::PrefillTokensPerSecond() const {
   double rate = 0;
-  for (const Hot& hot : hot_) {
-    if (hot.takes_prefill && !hot.decode_first) {
-      rate += 1 / (hot.full_step_s * hot.per_step_token);
-    }
+  for (size_t i = 0; i < hot_.size(); ++i) {
+    if ((bounds_.role[i] & Bounds::kPrefills) == 0) continue;
+    rate += 1 / (hot_[i].full_step_s * hot_[i].per_step_token);
   }
   return rate;
 }

@@ -189,24 +189,18 @@ class Dispatcher {
     Part prefill, decode;
     uint32_t compute_tokens = 0, prompt_tokens = 0, life_tokens = 0;
   };
-  /// What a choice wants to know of a worker, made ready when it changes: a choice looks at all.
+  /// What a choice wants to know of a worker that prefills, made ready when it changes.
   struct Hot {
-    bool takes_prefill = false, takes_decode = false, decode_first = false;
-    // Of the prompts ahead: those reported, from reported_s on worked off; those assigned since.
     // How much longer prefill takes there: decode steps leave it the rest of the worker's time.
     double slowdown = 1;
+    // Of the prompts ahead: those reported, from reported_s on worked off; those assigned since.
     double reported_s = 0, reported_ahead_s = 0, assigned_ahead_s = 0;
     double full_step_s = 0;     // of L_m tokens
     double per_step_token = 0;  // 1 / L_m
     PrefillCost prefill;
-    // Of its decode steps now, and with one more sequence, whose context adds per_context_token_s.
-    double step_s = 0, next_step_s = 0, per_context_token_s = 0;
-    double least_piece_s = 0;  // a prefill step between two of them, at the least
-    // Share of an expected life to wait for a place; KV expected, and 1 / capacity.
-    double lives_to_wait = 0, life_tokens = 0, per_capacity_token = 0;
   };
-  /// What bounds a worker's TTFT and TPOT from below, column by column: a choice goes over all of
-  /// it, and looks at few workers' Hot.
+  /// What bounds a worker's TTFT from below, and what its TPOT is made of, column by column: a
+  /// choice goes over all of it, and looks at few workers' Hot.
   struct Bounds {
     enum Role : uint8_t {
       kPrefills = 1,  // for anybody
@@ -217,8 +211,11 @@ class Dispatcher {
     std::vector<uint8_t> role;
     // Slowdown included. Infinite base: it takes no prompts.
     std::vector<double> ahead_until_s, assigned_s, per_token_s, base_s;
-    // A step of ages: it takes no sequences.
-    std::vector<double> step_s, per_context_token_s, lives_to_wait, life_tokens, per_capacity_token;
+    // A decode step with one more sequence, whose context adds per_context_token_s. A step of ages:
+    // it takes no sequences.
+    std::vector<double> step_s, per_context_token_s;
+    // Share of an expected life to wait for a place; KV expected, and 1 / capacity.
+    std::vector<double> lives_to_wait, life_tokens, per_capacity_token;
     std::vector<double> prefill_ahead_s;
   };
   class Choice;
@@ -226,7 +223,8 @@ class Dispatcher {
   struct Scratch;
 
   void Refresh(WorkerIndex worker);
-  void RefreshBounds(WorkerIndex worker);
+  void RefreshPrefill(WorkerIndex worker, double step_s);
+  void RefreshDecode(WorkerIndex worker, double step_s);
   Link Unmeasured() const {
     return {.bytes_per_s = options_.default_bytes_per_s, .rtt_s = options_.default_rtt_s};
   }
