@@ -1,5 +1,6 @@
 #include "cli/client.h"
 
+#include <google/protobuf/util/json_util.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 
@@ -74,6 +75,16 @@ std::optional<int> ReadCommandLine(const Command& command, std::span<char* const
 int ReportUsage(const absl::Status& status, const Terminal& terminal) {
   terminal.err << "tandem: " << status.message() << "\n";
   return kUsage;
+}
+
+void WriteJson(const google::protobuf::Message& message, bool with_defaults, std::ostream& out) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = with_defaults;
+  std::string line;
+  // Cannot fail: the protocol has no Any.
+  (void)google::protobuf::util::MessageToJsonString(message, &line, options);
+  out << line << "\n" << std::flush;
 }
 
 }  // namespace tandem::cli

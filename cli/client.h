@@ -1,6 +1,7 @@
 // What every sub-command needs to talk to a router: its address, a channel, and errors in words.
 #pragma once
 
+#include <google/protobuf/message.h>
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 
@@ -47,6 +48,10 @@ int ReportError(const grpc::Status& status, const std::string& router, grpc::Cha
 /// --help, or after telling the fault of a command line.
 std::optional<int> ReadCommandLine(const Command& command, std::span<char* const> args,
                                    const Terminal& terminal, std::vector<std::string>& operands);
+
+/// Writes the message as one line of JSON, and flushes. `with_defaults`: fields that are zero or
+/// empty, too.
+void WriteJson(const google::protobuf::Message& message, bool with_defaults, std::ostream& out);
 
 /// Writes the fault of a command line. Returns kUsage.
 int ReportUsage(const absl::Status& status, const Terminal& terminal);

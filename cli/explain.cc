@@ -1,20 +1,12 @@
 // `tandem explain`: why a request went where it went.
-#include <google/protobuf/util/json_util.h>
-
-#include <memory>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
-#include "cli/client.h"
+#include "cli/cluster_call.h"
 #include "cli/table.h"
-#include "tandem/v1/cluster.grpc.pb.h"
 
 namespace tandem::cli {
 namespace {
-
-/// How long the router may take to answer.
-constexpr absl::Duration kTimeout = absl::Seconds(10);
 
 std::string Milliseconds(double seconds) { return absl::StrFormat("%.1f", seconds * 1e3); }
 
@@ -73,21 +65,13 @@ int RunExplain(std::span<char* const> args, const Terminal& terminal) {
   }
   v1::ExplainRequest request;
   request.set_request_id(operands[0]);
-  const auto channel = Connect(router);
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kTimeout));
   v1::ExplainResponse response;
-  const grpc::Status status =
-      v1::ClusterService::NewStub(channel)->Explain(&context, request, &response);
-  if (!status.ok()) return ReportError(status, router, *channel, context, terminal);
+  if (const int code =
+          AskCluster(router, terminal, request, response, &v1::ClusterService::Stub::Explain)) {
+    return code;
+  }
   if (json) {
-    google::protobuf::util::JsonPrintOptions options;
-    options.preserve_proto_field_names = true;
-    options.always_print_primitive_fields = true;
-    std::string line;
-    // Cannot fail: the protocol has no Any.
-    (void)google::protobuf::util::MessageToJsonString(response, &line, options);
-    terminal.out << line << "\n";
+    WriteJson(response, /*with_defaults=*/true, terminal.out);
     return kOk;
   }
   for (const v1::Decision& decision : response.decisions()) Write(decision, terminal);

@@ -1,5 +1,4 @@
 // `tandem generate`: streams a completion to stdout.
-#include <google/protobuf/util/json_util.h>
 
 #include <chrono>
 #include <fstream>
@@ -152,15 +151,6 @@ void WriteStats(const v1::GenerateResponse& last, std::ostream& err) {
                          t.decode_queue_s() * 1e3, t.decode_s() * 1e3);
 }
 
-void WriteJson(const google::protobuf::Message& message, std::ostream& out) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  std::string line;
-  // Cannot fail: the protocol has no Any.
-  (void)google::protobuf::util::MessageToJsonString(message, &line, options);
-  out << line << "\n" << std::flush;
-}
-
 /// Writes the stream's messages as they come; `last` is the final one.
 void WriteStream(grpc::ClientReader<v1::GenerateResponse>& reader, const Settings& settings,
                  const Terminal& terminal, v1::GenerateResponse& last) {
@@ -168,7 +158,7 @@ void WriteStream(grpc::ClientReader<v1::GenerateResponse>& reader, const Setting
   v1::GenerateResponse response;
   while (reader.Read(&response)) {
     if (settings.json) {
-      WriteJson(response, terminal.out);
+      WriteJson(response, /*with_defaults=*/false, terminal.out);
     } else if (!response.text().empty()) {
       terminal.out << response.text() << std::flush;
       line_open = response.text().back() != '\n';

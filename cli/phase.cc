@@ -1,20 +1,11 @@
 // `tandem phase`: tells a worker what to do from now on.
 #include "cli/phase.h"
 
-#include <memory>
-
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
-#include "cli/client.h"
-#include "tandem/v1/cluster.grpc.pb.h"
+#include "cli/cluster_call.h"
 
 namespace tandem::cli {
-namespace {
-
-/// How long the router may take to answer.
-constexpr absl::Duration kTimeout = absl::Seconds(10);
-
-}  // namespace
 
 std::string PhaseName(v1::Phase phase) {
   switch (phase) {
@@ -60,20 +51,18 @@ int RunPhase(std::span<char* const> args, const Terminal& terminal) {
   }
   const v1::Phase phase = ParsePhase(operands[1]);
   if (phase == v1::PHASE_UNSPECIFIED) {
-    return ReportUsage(
-        absl::InvalidArgumentError(absl::StrCat(
-            "phase: '", operands[1], "' is not a phase; allowed are prefill, decode, mixed and auto")),
-        terminal);
+    return ReportUsage(absl::InvalidArgumentError(absl::StrCat(
+                           "phase: '", operands[1],
+                           "' is not a phase; allowed are prefill, decode, mixed and auto")),
+                       terminal);
   }
   request.set_worker(operands[0]);
   request.set_phase(phase);
-  const auto channel = Connect(router);
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kTimeout));
   v1::AssignPhaseResponse response;
-  const grpc::Status status =
-      v1::ClusterService::NewStub(channel)->AssignPhase(&context, request, &response);
-  if (!status.ok()) return ReportError(status, router, *channel, context, terminal);
+  if (const int code =
+          AskCluster(router, terminal, request, response, &v1::ClusterService::Stub::AssignPhase)) {
+    return code;
+  }
   terminal.out << operands[0] << " was told: " << operands[1] << "\n";
   return kOk;
 }

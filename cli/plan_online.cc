@@ -1,9 +1,6 @@
 // `tandem plan workload` and `tandem plan decisions`: what a running router has seen, and what its
 // planner has made of it.
-#include <google/protobuf/util/json_util.h>
-
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -11,31 +8,15 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "cli/cluster_call.h"
 #include "cli/files.h"
 #include "cli/phase.h"
 #include "cli/plan.h"
 #include "cli/table.h"
 #include "scheduler/planner/workload.h"
-#include "tandem/v1/cluster.grpc.pb.h"
 
 namespace tandem::cli {
 namespace {
-
-/// How long the router may take to answer.
-constexpr absl::Duration kTimeout = absl::Seconds(10);
-
-/// Calls `method`, and reports its error.
-template <typename Request, typename Response>
-int Ask(const std::string& router, const Terminal& terminal, Response& response,
-        grpc::Status (v1::ClusterService::Stub::*method)(grpc::ClientContext*, const Request&,
-                                                         Response*)) {
-  const auto channel = Connect(router);
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kTimeout));
-  const auto stub = v1::ClusterService::NewStub(channel);
-  const grpc::Status status = (stub.get()->*method)(&context, Request(), &response);
-  return status.ok() ? kOk : ReportError(status, router, *channel, context, terminal);
-}
 
 std::optional<int> ReadFlagsOnly(const Command& command, std::span<char* const> args,
                                  const Terminal& terminal) {
@@ -116,8 +97,8 @@ int RunPlanWorkload(std::span<char* const> args, const Terminal& terminal) {
         ReadText([&out](std::string value) { out = std::move(value); })}}};
   if (const auto exit_code = ReadFlagsOnly(command, args, terminal)) return *exit_code;
   v1::GetWorkloadResponse response;
-  if (const int code = Ask<v1::GetWorkloadRequest>(router, terminal, response,
-                                                   &v1::ClusterService::Stub::GetWorkload)) {
+  if (const int code = AskCluster(router, terminal, v1::GetWorkloadRequest(), response,
+                                  &v1::ClusterService::Stub::GetWorkload)) {
     return code;
   }
   const planner::Workload workload = WorkloadOf(response);
@@ -150,21 +131,15 @@ int RunPlanDecisions(std::span<char* const> args, const Terminal& terminal) {
        {"json", "", "Write JSON, one line.", ReadSwitch([&json] { json = true; })}}};
   if (const auto exit_code = ReadFlagsOnly(command, args, terminal)) return *exit_code;
   v1::GetPlanResponse response;
-  if (const int code =
-          Ask<v1::GetPlanRequest>(router, terminal, response, &v1::ClusterService::Stub::GetPlan)) {
+  if (const int code = AskCluster(router, terminal, v1::GetPlanRequest(), response,
+                                  &v1::ClusterService::Stub::GetPlan)) {
     return code;
   }
   if (!json) {
     Write(response, router, terminal);
     return kOk;
   }
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  options.always_print_primitive_fields = true;
-  std::string line;
-  // Cannot fail: the protocol has no Any.
-  (void)google::protobuf::util::MessageToJsonString(response, &line, options);
-  terminal.out << line << "\n";
+  WriteJson(response, /*with_defaults=*/true, terminal.out);
   return kOk;
 }
 

@@ -1,8 +1,6 @@
 // `tandem status`: a table of the workers and stores that a router knows.
 #include "base/status.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <algorithm>
 #include <condition_variable>
 #include <map>
@@ -116,13 +114,7 @@ std::string LinkTable(const v1::ListWorkersResponse& response) {
 void Write(const v1::ListWorkersResponse& response, const Settings& settings,
            const Terminal& terminal) {
   if (settings.json) {
-    google::protobuf::util::JsonPrintOptions options;
-    options.preserve_proto_field_names = true;
-    options.always_print_primitive_fields = true;
-    std::string line;
-    // Cannot fail: the protocol has no Any.
-    (void)google::protobuf::util::MessageToJsonString(response, &line, options);
-    terminal.out << line << "\n" << std::flush;
+    WriteJson(response, /*with_defaults=*/true, terminal.out);
     return;
   }
   if (settings.watch && terminal.out_is_terminal) terminal.out << "\033[H\033[2J";
