@@ -39,9 +39,10 @@ bool HasWork(const v1::WorkerLoad& load) {
          (load.prefill().running() > 0 && load.prefill().tokens_to_compute() > 0);
 }
 
-/// The model that was learned, and of what has no samples yet that of `typical`.
-LatencyModel ModelOf(const v1::LatencyModel& told, const LatencyModel& typical) {
-  LatencyModel model = typical;
+}  // namespace
+
+LatencyModel ModelFrom(const v1::LatencyModel& told, const LatencyModel& otherwise) {
+  LatencyModel model = otherwise;
   model.prefill_samples = told.prefill_samples();
   model.decode_samples = told.decode_samples();
   if (told.prefill_samples() > 0) {
@@ -57,8 +58,6 @@ LatencyModel ModelOf(const v1::LatencyModel& told, const LatencyModel& typical) 
   }
   return model;
 }
-
-}  // namespace
 
 uint64_t ClusterView::Add(v1::WorkerInfo info, absl::Time now) {
   std::lock_guard lock(mutex_);
@@ -139,7 +138,7 @@ void ClusterView::TellDispatcher(const Entry& entry, absl::Time now) {
   const v1::Phase next = load.changing_to() == v1::PHASE_UNSPECIFIED ? phase : load.changing_to();
   const bool usable = IsUsable(entry, now);
   if (load.latency().prefill_samples() > 0 || load.latency().decode_samples() > 0) {
-    typical_ = ModelOf(load.latency(), typical_);
+    typical_ = ModelFrom(load.latency(), typical_);
   }
   WorkerReport report = {.takes_prefill = usable && Prefills(phase, info) && Prefills(next, info),
                          .takes_decode = usable && Decodes(phase) && Decodes(next),
@@ -151,7 +150,7 @@ void ClusterView::TellDispatcher(const Entry& entry, absl::Time now) {
                          .kv_used_tokens = load.decode().kv_used_tokens(),
                          .kv_expected_tokens = load.decode().kv_expected_tokens(),
                          .kv_capacity_tokens = load.decode().kv_capacity_tokens(),
-                         .latency = ModelOf(load.latency(), typical_)};
+                         .latency = ModelFrom(load.latency(), typical_)};
   if (report.max_sequences == 0) report.max_sequences = info.max_sequences();
   if (report.kv_capacity_tokens == 0) report.kv_capacity_tokens = info.kv_capacity_tokens();
   dispatcher_.Report(entry.index, report, Seconds(now));

@@ -80,6 +80,9 @@ struct ChunkNaming {
   uint32_t chunk_tokens = 0;
 };
 
+/// The model that a worker has told, and of what it has no samples of yet that of `otherwise`.
+LatencyModel ModelFrom(const v1::LatencyModel& told, const LatencyModel& otherwise);
+
 /// Thread-safe.
 ///
 /// A worker, as long as it is registered:

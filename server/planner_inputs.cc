@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "scheduler/cluster_view.h"
+
 namespace tandem::server {
 namespace {
 
@@ -20,20 +22,7 @@ planner::Phase FromProto(v1::Phase phase) {
 
 planner::WorkerSpeed SpeedFrom(const v1::WorkerInfo& info, const v1::LatencyModel& told) {
   planner::WorkerSpeed speed;
-  scheduler::LatencyModel& latency = speed.latency;
-  latency.prefill_samples = told.prefill_samples();
-  latency.decode_samples = told.decode_samples();
-  if (told.prefill_samples() > 0) {
-    latency.prefill = {.base_s = told.prefill_base_s(),
-                       .per_token_s = told.prefill_per_token_s(),
-                       .per_position_s = told.prefill_per_position_s()};
-    latency.saturation_tokens = std::max(1u, told.saturation_tokens());
-  }
-  if (told.decode_samples() > 0) {
-    latency.decode.base_s = told.decode_base_s();
-    latency.decode.per_sequence_s = told.decode_per_sequence_s();
-    latency.decode.per_context_token_s = told.decode_per_context_token_s();
-  }
+  speed.latency = scheduler::ModelFrom(told, speed.latency);
   if (info.decode_kv_tokens() > 0) speed.kv_capacity_tokens = info.decode_kv_tokens();
   if (info.decode_sequences() > 0) speed.max_sequences = info.decode_sequences();
   if (info.prefill_sequences() > 0) speed.prefill_sequences = info.prefill_sequences();

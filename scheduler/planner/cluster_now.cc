@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -26,17 +25,10 @@ PhaseChange To(const Node& node, Phase phase) {
 }
 
 /// Workers that have been told what to do, by phase.
-struct Pool {
-  uint32_t prefill = 0, decode = 0, mixed = 0;
-};
-
-Pool Told(const ClusterNow& cluster) {
-  Pool pool;
+PhaseCounts Told(const ClusterNow& cluster) {
+  PhaseCounts pool;
   for (const Node& node : cluster.nodes) {
-    if (!node.assigned) continue;
-    ++(node.phase == Phase::kPrefill  ? pool.prefill
-       : node.phase == Phase::kDecode ? pool.decode
-                                      : pool.mixed);
+    if (node.assigned) ++pool.of(node.phase);
   }
   return pool;
 }
@@ -49,13 +41,6 @@ const Node* LeastBusy(const ClusterNow& cluster, Phase phase) {
     if (found == nullptr || node.requests < found->requests) found = &node;
   }
   return found;
-}
-
-double PrefillSeconds(const WorkerSpeed& speed) {
-  return speed.latency.prefill.Seconds(kStepTokens);
-}
-double DecodeSeconds(const WorkerSpeed& speed) {
-  return speed.latency.decode.StepSeconds(kSequences, kContextTokens);
 }
 
 /// The routers that more than half of the workers know, in order.
@@ -120,7 +105,7 @@ WorkerSpeed Completed(WorkerSpeed speed, const WorkerSpeed& mean) {
   scheduler::LatencyModel& own = speed.latency;
   const bool prefill = own.prefill_samples > 0, decode = own.decode_samples > 0;
   if (!prefill) {
-    const double times = decode ? DecodeSeconds(speed) / DecodeSeconds(mean) : 1;
+    const double times = decode ? TypicalDecodeSeconds(speed) / TypicalDecodeSeconds(mean) : 1;
     own.prefill = mean.latency.prefill;
     own.prefill.base_s *= times;
     own.prefill.per_token_s *= times;
@@ -128,7 +113,7 @@ WorkerSpeed Completed(WorkerSpeed speed, const WorkerSpeed& mean) {
     own.saturation_tokens = mean.latency.saturation_tokens;
   }
   if (!decode) {
-    const double times = prefill ? PrefillSeconds(speed) / PrefillSeconds(mean) : 1;
+    const double times = prefill ? TypicalPrefillSeconds(speed) / TypicalPrefillSeconds(mean) : 1;
     own.decode = mean.latency.decode;
     own.decode.base_s *= times;
     own.decode.per_sequence_s *= times;
@@ -139,7 +124,8 @@ WorkerSpeed Completed(WorkerSpeed speed, const WorkerSpeed& mean) {
 
 bool Alike(double a, double b) { return a < b * kAlike && b < a * kAlike; }
 bool Alike(const WorkerSpeed& a, const WorkerSpeed& b) {
-  return Alike(PrefillSeconds(a), PrefillSeconds(b)) && Alike(DecodeSeconds(a), DecodeSeconds(b)) &&
+  return Alike(TypicalPrefillSeconds(a), TypicalPrefillSeconds(b)) &&
+         Alike(TypicalDecodeSeconds(a), TypicalDecodeSeconds(b)) &&
          a.kv_capacity_tokens == b.kv_capacity_tokens && a.max_sequences == b.max_sequences;
 }
 
@@ -177,6 +163,14 @@ std::vector<Link> LinksOf(const ClusterNow& cluster, const std::vector<uint32_t>
 
 }  // namespace
 
+double TypicalPrefillSeconds(const WorkerSpeed& speed) {
+  return speed.latency.prefill.Seconds(kStepTokens);
+}
+
+double TypicalDecodeSeconds(const WorkerSpeed& speed) {
+  return speed.latency.decode.StepSeconds(kSequences, kContextTokens);
+}
+
 std::string_view PhaseWord(Phase phase) {
   return phase == Phase::kPrefill ? "prefill" : phase == Phase::kDecode ? "decode" : "mixed";
 }
@@ -192,29 +186,24 @@ size_t CountRouters(const std::vector<std::vector<std::string>>& routers) {
 }
 
 std::string Describe(const std::vector<PhaseCounts>& counts) {
-  uint32_t prefill = 0, decode = 0, mixed = 0;
-  for (const PhaseCounts& one : counts) {
-    prefill += one.prefill;
-    decode += one.decode;
-    mixed += one.mixed;
-  }
   std::vector<std::string> parts;
-  for (const auto& [n, word] :
-       {std::pair{prefill, "prefill"}, {decode, "decode"}, {mixed, "mixed"}}) {
-    if (n > 0) parts.push_back(absl::StrCat(n, " ", word));
+  for (const Phase phase : kPhases) {
+    uint32_t n = 0;
+    for (const PhaseCounts& one : counts) n += one.of(phase);
+    if (n > 0) parts.push_back(absl::StrCat(n, " ", std::string(PhaseWord(phase))));
   }
   return absl::StrJoin(parts, ", ");
 }
 
 std::optional<UrgentChange> FindUrgent(const ClusterNow& cluster) {
-  const Pool pool = Told(cluster);
+  const PhaseCounts pool = Told(cluster);
   // New workers do both until they are told: as long as there is one, nobody is missed.
   const bool new_one = std::any_of(cluster.nodes.begin(), cluster.nodes.end(),
                                    [](const Node& node) { return !node.assigned; });
-  for (const auto& [missing, have, n] : {std::tuple{Phase::kDecode, Phase::kPrefill, pool.prefill},
-                                         {Phase::kPrefill, Phase::kDecode, pool.decode}}) {
-    const uint32_t n_missing = missing == Phase::kDecode ? pool.decode : pool.prefill;
-    if (n_missing + pool.mixed > 0 || n == 0 || new_one) continue;
+  for (const auto& [missing, have] :
+       {std::pair{Phase::kDecode, Phase::kPrefill}, {Phase::kPrefill, Phase::kDecode}}) {
+    const uint32_t n = pool.of(have);
+    if (pool.of(missing) + pool.mixed > 0 || n == 0 || new_one) continue;
     const Node* node = LeastBusy(cluster, have);
     if (node == nullptr) return std::nullopt;
     return UrgentChange{.change = To(*node, n > 1 ? missing : Phase::kMixed), .rescue = true};
@@ -257,13 +246,8 @@ std::optional<Classes> Classify(const ClusterNow& cluster) {
     members[c].push_back(i);
     ++found.classes[c].count;
     found.class_of.push_back(static_cast<uint32_t>(c));
-    const auto count = [&](PhaseCounts& counts) {
-      ++(node.phase == Phase::kPrefill  ? counts.prefill
-         : node.phase == Phase::kDecode ? counts.decode
-                                        : counts.mixed);
-    };
-    count(found.now[c]);
-    if (!node.movable) count(found.fixed[c]);
+    ++found.now[c].of(node.phase);
+    if (!node.movable) ++found.fixed[c].of(node.phase);
   }
   found.links = LinksOf(cluster, found.class_of, found.classes.size());
   return found;

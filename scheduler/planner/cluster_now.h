@@ -73,6 +73,10 @@ struct UrgentChange {
 };
 std::optional<UrgentChange> FindUrgent(const ClusterNow& cluster);
 
+/// Seconds of a typical step of each kind, by which speeds are compared.
+double TypicalPrefillSeconds(const WorkerSpeed& speed);
+double TypicalDecodeSeconds(const WorkerSpeed& speed);
+
 /// "2 prefill, 1 decode".
 std::string Describe(const std::vector<PhaseCounts>& counts);
 

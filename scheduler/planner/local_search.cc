@@ -1,7 +1,6 @@
 #include "scheduler/planner/local_search.h"
 
 #include <algorithm>
-#include <array>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -13,9 +12,6 @@ namespace tandem::planner {
 namespace {
 
 using Counts = std::vector<PhaseCounts>;
-using Field = uint32_t PhaseCounts::*;
-constexpr std::array<Field, 3> kPhases = {&PhaseCounts::prefill, &PhaseCounts::decode,
-                                          &PhaseCounts::mixed};
 /// Splits that are tried, and pairs of moves.
 constexpr size_t kSplits = 6, kPairs = 64;
 
@@ -64,14 +60,14 @@ class Climb {
   std::vector<Counts> Moves(const Counts& from, uint32_t step) const {
     std::vector<Counts> moves;
     for (size_t v = 0; v < from.size(); ++v) {
-      for (const Field x : kPhases) {
-        const uint32_t n = std::min(step, from[v].*x);
+      for (const Phase x : kPhases) {
+        const uint32_t n = std::min(step, from[v].of(x));
         if (n == 0) continue;
-        for (const Field y : kPhases) {
+        for (const Phase y : kPhases) {
           if (x == y) continue;
           moves.push_back(from);
-          moves.back()[v].*x -= n;
-          moves.back()[v].*y += n;
+          moves.back()[v].of(x) -= n;
+          moves.back()[v].of(y) += n;
         }
         for (size_t other = 0; other < from.size(); ++other) Widen(from, v, x, other, step, moves);
       }
@@ -119,11 +115,7 @@ class Climb {
   }
 
   void Offer(const PlannedPlacement& placement) {
-    if (placement.goodput_rps > found_.best.goodput_rps) {
-      found_.runner_up = std::exchange(found_.best, placement);
-    } else if (!found_.runner_up || placement.goodput_rps > found_.runner_up->goodput_rps) {
-      found_.runner_up = placement;
-    }
+    KeepTwoBest(placement, found_.best, found_.runner_up);
   }
 
   /// Whether one of them is better than the best; the best of those takes its place.
@@ -155,23 +147,23 @@ class Climb {
   }
 
   /// Some nodes of variant `v` get the width of another: workers of phase `x` go first.
-  void Widen(const Counts& from, size_t v, Field x, size_t other, uint32_t step,
+  void Widen(const Counts& from, size_t v, Phase x, size_t other, uint32_t step,
              std::vector<Counts>& moves) const {
     if (v == other || variants_[v].node_class != variants_[other].node_class) return;
     const uint32_t per_node = variants_[v].per_node;
     const uint32_t nodes = std::min(std::max(1u, step / per_node), from[v].workers() / per_node);
     Counts base = from;
     uint32_t left = nodes * per_node;
-    const auto take = [&](Field phase) {
-      const uint32_t n = std::min(left, base[v].*phase);
-      base[v].*phase -= n;
+    const auto take = [&](Phase phase) {
+      const uint32_t n = std::min(left, base[v].of(phase));
+      base[v].of(phase) -= n;
       left -= n;
     };
     take(x);
-    for (const Field phase : kPhases) take(phase);
-    for (const Field phase : kPhases) {
+    for (const Phase phase : kPhases) take(phase);
+    for (const Phase phase : kPhases) {
       moves.push_back(base);
-      moves.back()[other].*phase += nodes * variants_[other].per_node;
+      moves.back()[other].of(phase) += nodes * variants_[other].per_node;
     }
   }
 

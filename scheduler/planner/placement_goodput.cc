@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -143,6 +144,15 @@ double PlacementBound::Rps(const std::vector<PhaseCounts>& counts) const {
 }
 
 // ------------------------------------------------------------------ one placement
+
+void KeepTwoBest(const PlannedPlacement& placement, PlannedPlacement& best,
+                 std::optional<PlannedPlacement>& runner_up) {
+  if (placement.goodput_rps > best.goodput_rps) {
+    runner_up = std::exchange(best, placement);
+  } else if (!runner_up || placement.goodput_rps > runner_up->goodput_rps) {
+    runner_up = placement;
+  }
+}
 
 bool Serves(const std::vector<PhaseCounts>& counts) {
   bool prefills = false, decodes = false;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -47,6 +48,10 @@ class PlacementBound {
   std::vector<TopSpeed> speeds_;
   LeastWork work_;
 };
+
+/// Puts the placement where it belongs; of equals, what came first stays.
+void KeepTwoBest(const PlannedPlacement& placement, PlannedPlacement& best,
+                 std::optional<PlannedPlacement>& runner_up);
 
 /// Whether some worker prefills and some worker decodes.
 bool Serves(const std::vector<PhaseCounts>& counts);

@@ -3,46 +3,26 @@
 #include <algorithm>
 #include <utility>
 
+#include "scheduler/planner/placement_goodput.h"
 #include "scheduler/planner/random.h"
 #include "scheduler/planner/workload_window.h"
 
 namespace tandem::planner {
 namespace {
 
-constexpr Phase kPhases[] = {Phase::kPrefill, Phase::kDecode, Phase::kMixed};
-
-uint32_t& Of(PhaseCounts& counts, Phase phase) {
-  return phase == Phase::kPrefill  ? counts.prefill
-         : phase == Phase::kDecode ? counts.decode
-                                   : counts.mixed;
-}
-uint32_t Of(const PhaseCounts& counts, Phase phase) {
-  return Of(const_cast<PhaseCounts&>(counts), phase);
-}
-
-bool Serves(const std::vector<PhaseCounts>& counts) {
-  bool prefills = false, decodes = false;
-  for (const PhaseCounts& one : counts) {
-    prefills |= one.prefill + one.mixed > 0;
-    decodes |= one.decode + one.mixed > 0;
-  }
-  return prefills && decodes;
-}
-
 uint32_t FreeOf(const Classes& classes, size_t c) {
-  const PhaseCounts& fixed = classes.fixed[c];
-  return classes.classes[c].count - fixed.prefill - fixed.decode - fixed.mixed;
+  return classes.classes[c].count - classes.fixed[c].workers();
 }
 
 /// Puts changes into an order in which somebody prefills and decodes all the time. Where two would
 /// only change places, one of them is mixed in between.
 std::vector<PhaseChange> InOrder(const ClusterNow& cluster, std::vector<PhaseChange> changes) {
   PhaseCounts counts;
-  for (const Node& node : cluster.nodes) ++Of(counts, node.phase);
+  for (const Node& node : cluster.nodes) ++counts.of(node.phase);
   const auto apply = [&counts](const PhaseChange& change) {
     PhaseCounts after = counts;
-    --Of(after, change.from);
-    ++Of(after, change.to);
+    --after.of(change.from);
+    ++after.of(change.to);
     return after;
   };
   std::vector<PhaseChange> ordered;
@@ -102,13 +82,13 @@ std::vector<std::vector<PhaseCounts>> Neighbours(const Classes& classes,
   std::vector<std::vector<PhaseCounts>> found;
   for (size_t c = 0; c < counts.size(); ++c) {
     for (const Phase from : kPhases) {
-      const uint32_t movable = Of(counts[c], from) - Of(classes.fixed[c], from);
+      const uint32_t movable = counts[c].of(from) - classes.fixed[c].of(from);
       for (const Phase to : kPhases) {
         if (from == to) continue;
         for (uint32_t n = 1; n <= std::min(2u, movable); ++n) {
           std::vector<PhaseCounts> next = counts;
-          Of(next[c], from) -= n;
-          Of(next[c], to) += n;
+          next[c].of(from) -= n;
+          next[c].of(to) += n;
           if (Serves(next)) found.push_back(std::move(next));
         }
       }
@@ -121,7 +101,7 @@ uint32_t CountMoves(const std::vector<PhaseCounts>& from, const std::vector<Phas
   uint32_t moves = 0;
   for (size_t c = 0; c < from.size(); ++c) {
     for (const Phase phase : kPhases) {
-      const uint32_t before = Of(from[c], phase), after = Of(to[c], phase);
+      const uint32_t before = from[c].of(phase), after = to[c].of(phase);
       if (after > before) moves += after - before;
     }
   }
@@ -141,14 +121,14 @@ std::vector<PhaseChange> ChangesTo(const ClusterNow& cluster, const Classes& cla
       }
       std::stable_sort(have.begin(), have.end(),
                        [](const Node* a, const Node* b) { return a->requests < b->requests; });
-      const uint32_t before = Of(classes.now[c], phase), after = Of(counts[c], phase);
+      const uint32_t before = classes.now[c].of(phase), after = counts[c].of(phase);
       for (uint32_t n = after; n < before && n - after < have.size(); ++n) {
         leaving.push_back(have[n - after]);
       }
     }
     size_t next = 0;
     for (const Phase phase : kPhases) {
-      const uint32_t before = Of(classes.now[c], phase), after = Of(counts[c], phase);
+      const uint32_t before = classes.now[c].of(phase), after = counts[c].of(phase);
       for (uint32_t n = before; n < after && next < leaving.size(); ++n, ++next) {
         const Node& node = *leaving[next];
         changes.push_back(

@@ -19,14 +19,6 @@ constexpr uint32_t kMostWorkers = 64;
 /// change the result.
 constexpr size_t kBatch = 8;
 
-constexpr Phase kPhases[] = {Phase::kPrefill, Phase::kDecode, Phase::kMixed};
-
-uint32_t& Of(PhaseCounts& counts, Phase phase) {
-  return phase == Phase::kPrefill  ? counts.prefill
-         : phase == Phase::kDecode ? counts.decode
-                                   : counts.mixed;
-}
-
 bool AllMixed(const PlannedPlacement& placement) {
   return std::all_of(placement.counts.begin(), placement.counts.end(),
                      [](const PhaseCounts& c) { return c.prefill + c.decode == 0; });
@@ -104,15 +96,6 @@ absl::Status SimulateBatch(const PlanTask& task, std::span<PlannedPlacement> bat
   return absl::OkStatus();
 }
 
-/// Keeps the two best; of equals, what came first.
-void Offer(const PlannedPlacement& placement, Plan& plan) {
-  if (placement.goodput_rps > plan.best.goodput_rps) {
-    plan.runner_up = std::exchange(plan.best, placement);
-  } else if (!plan.runner_up || placement.goodput_rps > plan.runner_up->goodput_rps) {
-    plan.runner_up = placement;
-  }
-}
-
 /// Branch and bound over all placements.
 absl::StatusOr<Plan> SearchAll(const PlanTask& task, const std::atomic<bool>& stop) {
   ASSIGN_OR_RETURN(std::vector<PlannedPlacement> placements, EnumeratePlacements(task));
@@ -127,7 +110,9 @@ absl::StatusOr<Plan> SearchAll(const PlanTask& task, const std::atomic<bool>& st
   const auto n_mixed = static_cast<size_t>(std::count_if(all.begin(), all.end(), AllMixed));
   RETURN_IF_ERROR(SimulateBatch(task, all.first(n_mixed), 0, plan.simulations));
   plan.best = placements[0];
-  for (const PlannedPlacement& mixed : all.subspan(1, n_mixed - 1)) Offer(mixed, plan);
+  for (const PlannedPlacement& mixed : all.subspan(1, n_mixed - 1)) {
+    KeepTwoBest(mixed, plan.best, plan.runner_up);
+  }
   plan.colocated = plan.best;
   plan.simulated = n_mixed;
   for (size_t i = n_mixed; i < placements.size(); i += kBatch) {
@@ -145,7 +130,9 @@ absl::StatusOr<Plan> SearchAll(const PlanTask& task, const std::atomic<bool>& st
     const auto batch = all.subspan(i, std::min(kBatch, placements.size() - i));
     RETURN_IF_ERROR(SimulateBatch(task, batch, threshold_rps, plan.simulations));
     plan.simulated += batch.size();
-    for (const PlannedPlacement& placement : batch) Offer(placement, plan);
+    for (const PlannedPlacement& placement : batch) {
+      KeepTwoBest(placement, plan.best, plan.runner_up);
+    }
     if (task.progress) {
       task.progress({.what = "placements",
                      .done = i + batch.size(),
@@ -205,7 +192,7 @@ absl::Status FindOneMore(const PlannedDomain& domain, uint32_t c, Plan& plan) {
     if (variants[v].node_class != c) continue;
     for (const Phase phase : kPhases) {
       std::vector<PhaseCounts> counts = domain.placement.counts;
-      Of(counts[v], phase) += variants[v].per_node;
+      counts[v].of(phase) += variants[v].per_node;
       ASSIGN_OR_RETURN(const double own_rps,
                        GoodputFrom(domain.task, counts, bound.Rps(counts),
                                    domain.placement.goodput_rps, plan.simulations));

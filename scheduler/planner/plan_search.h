@@ -80,6 +80,10 @@ std::vector<WorkerVariant> VariantsOf(const PlanTask& task);
 struct PhaseCounts {
   uint32_t prefill = 0, decode = 0, mixed = 0;
   uint32_t workers() const { return prefill + decode + mixed; }
+  uint32_t& of(Phase phase) {
+    return phase == Phase::kPrefill ? prefill : phase == Phase::kDecode ? decode : mixed;
+  }
+  uint32_t of(Phase phase) const { return PhaseCounts(*this).of(phase); }
   auto operator<=>(const PhaseCounts&) const = default;
 };
 

@@ -34,14 +34,9 @@ bool Differ(double a, double b, double factor) { return a > b * factor || b > a 
 std::string SpeedsChanged(const std::vector<NodeClass>& before, const std::vector<NodeClass>& now) {
   if (before.size() != now.size()) return "";  // noise at the edge of a class
   for (size_t c = 0; c < now.size(); ++c) {
-    const auto prefill_s = [](const NodeClass& one) {
-      return one.speed.latency.prefill.Seconds(256);
-    };
-    const auto decode_s = [](const NodeClass& one) {
-      return one.speed.latency.decode.StepSeconds(8, 4096);
-    };
-    if (Differ(prefill_s(before[c]), prefill_s(now[c]), 1.5) ||
-        Differ(decode_s(before[c]), decode_s(now[c]), 1.5)) {
+    const WorkerSpeed &a = before[c].speed, &b = now[c].speed;
+    if (Differ(TypicalPrefillSeconds(a), TypicalPrefillSeconds(b), 1.5) ||
+        Differ(TypicalDecodeSeconds(a), TypicalDecodeSeconds(b), 1.5)) {
       return absl::StrCat("the speed of ", now[c].name, " and its like");
     }
   }

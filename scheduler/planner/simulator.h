@@ -24,6 +24,7 @@ namespace tandem::planner {
 inline constexpr uint32_t kChunkTokens = 256;
 
 enum class Phase { kPrefill, kDecode, kMixed };
+inline constexpr Phase kPhases[] = {Phase::kPrefill, Phase::kDecode, Phase::kMixed};
 
 /// What a worker can do at one width (cores or devices given to it), as its profile says.
 struct WorkerSpeed {
