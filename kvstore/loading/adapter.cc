@@ -123,8 +123,4 @@ bool PreferText(const LoadState& state, Level level, bool asked_for) {
   return state.text_s * kTextMargin < load_s;
 }
 
-bool LoadsForward(const LoadState& state, Level level) {
-  return InFlightSeconds(state) + state.n_chunks * ChunkSeconds(state, level) < state.text_s;
-}
-
 }  // namespace tandem::kvstore

@@ -86,9 +86,4 @@ codec::Level ChooseLevel(const LoadState& state, codec::Level floor);
 /// that is done sooner than the load would be. `asked_for`: it is on its way already, as the last.
 bool PreferText(const LoadState& state, codec::Level level, bool asked_for);
 
-/// Whether the link brings everything sooner than the engine computes one chunk. Chunks are then
-/// asked for from the first on, so that the engine takes them in as they come; otherwise from the
-/// last, so that link and engine meet.
-bool LoadsForward(const LoadState& state, codec::Level level);
-
 }  // namespace tandem::kvstore

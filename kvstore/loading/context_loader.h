@@ -4,9 +4,7 @@
 // Used by the prefill loop.
 //
 // Chunks are asked for from the last to the first, as each one's KV is complete in itself, while
-// the engine computes from the first on: the two meet. Where the link brings everything sooner than
-// the engine computes one chunk, they come from the first on. What a source loses, the engine
-// computes.
+// the engine computes from the first on: the two meet. What a source loses, the engine computes.
 #pragma once
 
 #include <boost/asio/io_context.hpp>

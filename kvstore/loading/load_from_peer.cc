@@ -152,13 +152,10 @@ Level Load::ChooseFor(const Chunk& chunk, const LoadState& state) const {
 
 std::optional<std::pair<size_t, Level>> Load::NextToAsk(size_t holder, double bytes_per_s) {
   std::lock_guard lock(mutex_);
-  if (stopped_) return std::nullopt;
-  const LoadState state = StateLocked(bytes_per_s);
-  const bool forward = LoadsForward(state, ChooseLevel(state, request_.floor));
-  for (size_t n = 0; n < chunks_.size(); ++n) {
-    const size_t i = forward ? n : chunks_.size() - 1 - n;
+  for (size_t i = chunks_.size(); i-- > 0 && !stopped_;) {
     Chunk& chunk = chunks_[i];
     if (chunk.state != State::kHeld || ((chunk.holders >> holder) & 1) == 0) continue;
+    const LoadState state = StateLocked(bytes_per_s);
     chunk.level = ChooseFor(chunk, state);
     chunk.state = State::kComing;
     chunk.asked = holder;

@@ -136,15 +136,6 @@ TEST(Adapter, ComputesOnlyWhereThatIsSooner) {
   EXPECT_FALSE(PreferText(unmeasured, Level::kQ1, false));
 }
 
-TEST(Adapter, GoesForwardWhereTheEngineIsOfNoUse) {
-  // All eight take 8 ms to decode; computing one takes 30.
-  EXPECT_TRUE(LoadsForward(Context(125e6, 0), Level::kQ1));
-  EXPECT_FALSE(LoadsForward(Context(2.5e6, 0), Level::kQ1));
-  LoadState alone = Context(125e6, 0);
-  alone.text_s = 0;
-  EXPECT_FALSE(LoadsForward(alone, Level::kQ1));
-}
-
 TEST(Adapter, WaitsForTheLastChunkOnItsWayUnlessItStalls) {
   LoadState last = Context(2.5e6, 0);
   last.n_chunks = 0;
