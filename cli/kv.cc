@@ -6,9 +6,9 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "cli/files.h"
 #include "cli/interrupt.h"
 
 namespace tandem::cli {

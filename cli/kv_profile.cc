@@ -4,8 +4,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "base/files.h"
 #include "base/status.h"
-#include "cli/files.h"
 #include "cli/kv.h"
 #include "workers/calibration/profile_builder.h"
 

@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
-#include "cli/files.h"
+#include "base/files.h"
 #include "cli/kv.h"
 #include "cli/plan.h"
 #include "cli/plan_cluster.h"

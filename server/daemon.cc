@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/files.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "server/tenant_limits.h"
@@ -251,19 +251,7 @@ absl::Status Daemon::WritePortFile() const {
   for (const auto& worker : workers_) {
     ports["workers"].push_back({{"grpc", worker->grpc_port()}, {"data", worker->data_port()}});
   }
-  // Renamed into place, so that whoever waits for the file never reads half of it.
-  const std::string temporary = config_.port_file + ".tmp";
-  {
-    std::ofstream out(temporary);
-    out << ports.dump(2) << "\n";
-    if (!out.good()) {
-      return absl::InvalidArgumentError(absl::StrCat("port_file: cannot write ", temporary));
-    }
-  }
-  if (std::rename(temporary.c_str(), config_.port_file.c_str()) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("port_file: cannot write ", config_.port_file));
-  }
-  return absl::OkStatus();
+  return Annotate(WriteWholeFile(config_.port_file, ports.dump(2) + "\n"), "port_file");
 }
 
 void Daemon::Drain() {

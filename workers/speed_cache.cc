@@ -1,12 +1,10 @@
 #include "workers/speed_cache.h"
 
 #include <openssl/evp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +14,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/files.h"
 #include "base/version.h"
 
 namespace tandem::workers {
@@ -128,7 +127,6 @@ absl::Status SpeedCache::Save(const std::string& key,
         "neither XDG_CACHE_HOME nor HOME is set; speed_cache_path names a folder");
   }
   const std::string path = PathOf(key);
-  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
   std::error_code ignored;
   std::filesystem::create_directories(folder_, ignored);
   // Parsed back before it is hashed: a reader hashes numbers as it has read them.
@@ -137,20 +135,7 @@ absl::Status SpeedCache::Save(const std::string& key,
                      {"key", key},
                      {"learned", content},
                      {"sha256", Sha256Hex(key + content.dump())}};
-  {
-    std::ofstream out(temporary, std::ios::binary);
-    out << file.dump(1) << "\n";
-    out.flush();
-    if (!out.good()) {
-      std::filesystem::remove(temporary, ignored);
-      return absl::UnavailableError(absl::StrCat("cannot write ", temporary));
-    }
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
-    std::filesystem::remove(temporary, ignored);
-    return absl::UnavailableError(absl::StrCat("cannot write ", path));
-  }
-  return absl::OkStatus();
+  return WriteWholeFile(path, file.dump(1) + "\n");
 }
 
 }  // namespace tandem::workers

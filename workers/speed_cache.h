@@ -31,8 +31,8 @@ class SpeedCache {
   ///   NOT_FOUND  nothing was
   ///   DATA_LOSS  the file is damaged, or of another format; it names the file
   absl::StatusOr<scheduler::LatencyLearner::Learned> Load(const std::string& key) const;
-  /// Writes it in one piece: a reader sees the old file or the new one. UNAVAILABLE, naming the
-  /// file, when it cannot be written, or when there is no folder.
+  /// Writes it in one piece: a reader sees the old file or the new one. INVALID_ARGUMENT,
+  /// naming the file, when it cannot be written; UNAVAILABLE when there is no folder.
   absl::Status Save(const std::string& key,
                     const scheduler::LatencyLearner::Learned& learned) const;
   /// The file of a key.

@@ -83,7 +83,7 @@ TEST_F(SpeedCacheTest, RefusesEveryDamage) {
 
 TEST_F(SpeedCacheTest, SaysWhenItCannotWrite) {
   EXPECT_TRUE(absl::IsUnavailable(SpeedCache("").Save(kKey, Example())));
-  EXPECT_TRUE(absl::IsUnavailable(SpeedCache("/dev/null/x").Save(kKey, Example())));
+  EXPECT_TRUE(absl::IsInvalidArgument(SpeedCache("/dev/null/x").Save(kKey, Example())));
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
-#include "cli/files.h"
+#include "base/files.h"
+
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -7,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace tandem::cli {
+namespace tandem {
 
 absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
   std::error_code error;
@@ -25,7 +27,7 @@ absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
 }
 
 absl::Status WriteWholeFile(const std::string& path, const std::string& bytes) {
-  const std::string temporary = path + ".tmp";
+  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
   std::ofstream file(temporary, std::ios::binary);
   file << bytes;
   file.close();
@@ -36,4 +38,4 @@ absl::Status WriteWholeFile(const std::string& path, const std::string& bytes) {
   return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
 }
 
-}  // namespace tandem::cli
+}  // namespace tandem
