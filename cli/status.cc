@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "cli/client.h"
 #include "cli/interrupt.h"
 #include "cli/phase.h"
@@ -91,19 +92,34 @@ std::string SpeedTable(const v1::ListWorkersResponse& response) {
   return absl::StrCat("\n", Table(rows));
 }
 
+/// What is odd about a link, in words.
+std::string LinkState(const v1::LinkEstimate& link) {
+  std::vector<std::string> odd;
+  if (link.degraded()) {
+    odd.push_back(absl::StrCat("degraded (usually ",
+                               Bytes(static_cast<uint64_t>(link.usual_bytes_per_s())), "/s)"));
+  }
+  if (link.asymmetric()) odd.push_back("asymmetric");
+  if (link.relayed()) odd.push_back("relayed");
+  return odd.empty() ? "ok" : absl::StrJoin(odd, ", ");
+}
+
 std::string LinkTable(const v1::ListWorkersResponse& response) {
   std::map<std::string, std::string> names;
   for (const v1::WorkerState& worker : response.workers()) {
     names[worker.info().data_address()] = worker.info().name();
   }
-  std::vector<Row> rows = {{"FROM", "TO", "BANDWIDTH", "RTT", "MEASURED", "SAMPLES"}};
+  std::vector<Row> rows = {
+      {"FROM", "TO", "BANDWIDTH", "RTT", "CONFIDENCE", "MEASURED", "SAMPLES", "STATE"}};
   for (const v1::WorkerState& worker : response.workers()) {
     for (const v1::LinkEstimate& link : worker.load().links()) {
       const auto from = names.find(link.data_address());
       rows.push_back({from == names.end() ? link.data_address() : from->second,
                       worker.info().name(), Bytes(static_cast<uint64_t>(link.bytes_per_s())) + "/s",
                       absl::StrFormat("%.2f ms", link.rtt_s() * 1e3),
-                      absl::StrFormat("%.1f s ago", link.age_s()), absl::StrCat(link.samples())});
+                      absl::StrFormat("%.0f %%", link.confidence() * 100),
+                      absl::StrFormat("%.1f s ago", link.age_s()), absl::StrCat(link.samples()),
+                      LinkState(link)});
     }
   }
   if (rows.size() == 1) return "\nno link has been measured\n";

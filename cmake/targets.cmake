@@ -47,10 +47,11 @@ function(tandem_proto_library name)
   endif()
 endfunction()
 
-# tandem_test(NAME SOURCES… LINK targets… [LABELS labels…]): a GoogleTest program, one ctest entry a case.
+# tandem_test(NAME SOURCES… LINK targets… [LABELS labels…] [SERIAL]): a GoogleTest program, one ctest entry a
+# case. SERIAL: nothing runs beside it.
 include(GoogleTest)
 function(tandem_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "SOURCES;LINK;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -60,7 +61,8 @@ function(tandem_test name)
     # g++ 12 sees overlaps in std::string's operator+ that are not there (GCC bug 105651).
     target_compile_options(${name} PRIVATE -Wno-restrict)
   endif()
-  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+    RUN_SERIAL ${ARG_SERIAL})
 endfunction()
 
 # tandem_fuzz_test(NAME FUZZER source TEST source LINK targets…): NAME_fuzz_test runs the fuzz target

@@ -18,6 +18,9 @@ namespace tandem::server {
 
 namespace {
 
+/// Between two lists of its peers for a worker.
+constexpr absl::Duration kPeersPause = absl::Seconds(1);
+
 grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context, const absl::Status& status) {
   auto* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpc(status));
@@ -81,6 +84,11 @@ class ClusterServiceImpl::RegisterCall final
     }
     StartWrite(&responses_.front());
   }
+  const v1::WorkerInfo& info() const { return info_; }
+
+  /// Of the peers that it was told last: registrations_, and when. Guarded by the service's mutex.
+  uint64_t peers_of_registration = 0;
+  absl::Time peers_told = absl::InfinitePast();
 
  private:
   void OnReadDone(bool ok) override {
@@ -93,6 +101,11 @@ class ClusterServiceImpl::RegisterCall final
     if (report_.has_chunks()) return Follow(report_.chunks());
     service_->core_->view().Report(info_.worker_id(), report_.load(), absl::Now());
     if (service_->core_->queue().queued() > 0) service_->core_->Wake();  // it may have room now
+    if (auto peers = service_->NewPeers(*this, absl::Now()); peers) {
+      v1::RegisterResponse response;
+      *response.mutable_peers() = *std::move(peers);
+      Tell(response);
+    }
     StartRead(&report_);
   }
   void OnWriteDone(bool ok) override {
@@ -121,6 +134,7 @@ class ClusterServiceImpl::RegisterCall final
         const auto found = service_->registered_.find(info_.worker_id());
         if (found != service_->registered_.end() && found->second == this) {
           service_->registered_.erase(found);
+          ++service_->registrations_;
         }
       }
       service_->core_->RemoveWorker(info_.worker_id(), registration_);
@@ -151,6 +165,7 @@ class ClusterServiceImpl::RegisterCall final
     {
       std::lock_guard lock(service_->mutex_);
       service_->registered_[info_.worker_id()] = this;
+      ++service_->registrations_;
     }
     StartRead(&report_);
   }
@@ -215,6 +230,25 @@ class ClusterServiceImpl::RegisterCall final
   bool writing_ = false, ending_ = false;
   grpc::Status end_;
 };
+
+std::optional<v1::Peers> ClusterServiceImpl::NewPeers(RegisterCall& call, absl::Time now) {
+  if (call.info().phase() == v1::PHASE_STORE) return std::nullopt;
+  std::lock_guard lock(mutex_);
+  // Many that come at once are told together, or each of n workers would be told n times.
+  if (call.peers_of_registration == registrations_ || now - call.peers_told < kPeersPause) {
+    return std::nullopt;
+  }
+  call.peers_of_registration = registrations_;
+  call.peers_told = now;
+  v1::Peers peers;
+  for (const auto& [id, other] : registered_) {
+    if (other == &call || other->info().phase() == v1::PHASE_STORE) continue;
+    v1::Peer& peer = *peers.add_peers();
+    peer.set_name(other->info().name());
+    peer.set_data_address(other->info().data_address());
+  }
+  return peers;
+}
 
 ClusterServiceImpl::ClusterServiceImpl(RouterCore* core)
     : core_(core), router_id_([] {

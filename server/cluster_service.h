@@ -3,10 +3,12 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "server/router.h"
 #include "tandem/v1/cluster.grpc.pb.h"
 
@@ -46,6 +48,8 @@ class ClusterServiceImpl final : public v1::ClusterService::CallbackService {
 
  private:
   class RegisterCall;
+  // The other workers, for `call`, unless it was told already that they are these.
+  std::optional<v1::Peers> NewPeers(RegisterCall& call, absl::Time now);
   RouterCore* const core_;
   const std::string router_id_;
   PlannerLoop* planner_ = nullptr;
@@ -53,6 +57,7 @@ class ClusterServiceImpl final : public v1::ClusterService::CallbackService {
   // Guarded by mutex_.
   std::set<grpc::CallbackServerContext*> open_;
   std::map<std::string, RegisterCall*> registered_;  // by worker id
+  uint64_t registrations_ = 0;                       // counts changes of registered_
 };
 
 }  // namespace tandem::server

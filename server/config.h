@@ -87,6 +87,7 @@ struct Config {
   uint64_t parked_bytes = 256 << 20;
   uint64_t handoff_buffer_bytes = 1 << 30;
   absl::Duration handoff_lease = absl::Seconds(30);
+  uint32_t link_probe_permille = 10;
   absl::Duration report_interval = absl::Milliseconds(250);
   uint32_t retained_prompts = 8;
   std::string kv_floor = "auto";

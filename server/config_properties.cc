@@ -111,7 +111,8 @@ std::vector<Property> RouterOnly() {
        "longest step.",
        TextKind::kAny, kHour, static_cast<int64_t>(kSecond)},
       {"resume_timeout", kUsers, &Config::resume_timeout,
-       "How long a request that has lost its worker waits for another, when there is none.",
+       "How long a request waits for a worker when the last of a phase has gone, whether it was "
+       "running there or is new.",
        TextKind::kAny, kHour, 0},
       {"resume_budget", kUsers, &Config::resume_budget,
        "How many requests may be resumed after failures, for each hundred that come; besides one a "
@@ -221,6 +222,11 @@ std::vector<Property> WorkerLimits() {
        TextKind::kAny, 16 * kTiB, static_cast<int64_t>(kMiB)},
       {"handoff_lease", kUsers, &Config::handoff_lease,
        "KV that nobody has fetched for so long is dropped.", TextKind::kAny, kHour, 100 * kMs},
+      {"link_probe_permille", kUsers, &Config::link_probe_permille,
+       "Thousandths of the time that a node's port, in either direction, may be busy with probes "
+       "of "
+       "links over which no KV goes. 0: nothing is probed.",
+       TextKind::kAny, 10, 0},
   };
 }
 

@@ -214,6 +214,7 @@ absl::Status Daemon::StartWorker(std::optional<Phase> phase,
   options.chunk_tokens = config_.chunk_tokens;
   options.handoff_buffer_bytes = config_.handoff_buffer_bytes;
   options.handoff_lease = config_.handoff_lease;
+  options.link_probe_share = config_.link_probe_permille / 1000.0;
   options.report_interval = config_.report_interval;
   options.tpot_objective = config_.tpot_objective;
   options.prefill_sequences = config_.prefill_sequences;

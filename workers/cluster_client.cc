@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
 #include <utility>
 
 #include "base/grpc_server.h"
@@ -41,6 +42,7 @@ struct ClusterClient::Router {
   std::string router_id;  // empty: not registered
   bool ended = false;
   bool resend_chunks = false;
+  v1::Peers peers;  // as told last, also by a stream that has broken; guarded by mutex_
   // For this router's thread only.
   bool registered = false;
   absl::Duration pause = kFirstPause;
@@ -51,12 +53,14 @@ struct ClusterClient::Router {
 ClusterClient::ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
                              std::function<v1::WorkerLoad()> load, absl::Duration interval,
                              std::shared_ptr<const kvstore::ChunkJournal> journal,
-                             std::function<void(v1::Phase, bool)> assign_phase)
+                             std::function<void(v1::Phase, bool)> assign_phase,
+                             std::function<void(const v1::Peers&)> set_peers)
     : info_(std::move(info)),
       load_(std::move(load)),
       interval_(interval),
       journal_(std::move(journal)),
-      assign_phase_(std::move(assign_phase)) {
+      assign_phase_(std::move(assign_phase)),
+      set_peers_(std::move(set_peers)) {
   for (const std::string& address : routers) {
     auto router = std::make_unique<Router>();
     router->address = address;
@@ -175,6 +179,7 @@ void ClusterClient::Listen(Router& router, Stream& stream) {
     if (response.assign_phase() != v1::PHASE_UNSPECIFIED && assign_phase_) {
       assign_phase_(response.assign_phase(), response.by_planner());
     }
+    if (response.has_peers()) TakePeers(router, response.peers());
     if (!response.resend_chunks()) continue;
     spdlog::warn("router missed chunk events; it gets them all again router={}", router.address);
     std::lock_guard lock(mutex_);
@@ -183,6 +188,23 @@ void ClusterClient::Listen(Router& router, Stream& stream) {
   std::lock_guard lock(mutex_);
   router.ended = true;
   wake_.notify_all();
+}
+
+void ClusterClient::TakePeers(Router& router, const v1::Peers& peers) {
+  if (!set_peers_) return;
+  std::lock_guard lock(mutex_);
+  router.peers = peers;
+  std::map<std::string, std::string> names;
+  for (const auto& each : routers_) {
+    for (const v1::Peer& peer : each->peers.peers()) names[peer.data_address()] = peer.name();
+  }
+  v1::Peers all;
+  for (const auto& [address, name] : names) {
+    v1::Peer& peer = *all.add_peers();
+    peer.set_data_address(address);
+    peer.set_name(name);
+  }
+  set_peers_(all);
 }
 
 void ClusterClient::Lost(Router& router, const grpc::Status& status) {

@@ -21,11 +21,13 @@ class ClusterClient {
  public:
   /// `load` is called on this object's threads. `journal`: what the node's store holds; null where
   /// there is none. `assign_phase`: called on this object's threads when a router asks for it, with
-  /// whether it is the planner that wants it; null where there are no phases.
+  /// whether it is the planner that wants it; null where there are no phases. `set_peers`: called
+  /// likewise with all other workers that some router knows, when they change; null for nobody.
   ClusterClient(const std::vector<std::string>& routers, v1::WorkerInfo info,
                 std::function<v1::WorkerLoad()> load, absl::Duration interval,
                 std::shared_ptr<const kvstore::ChunkJournal> journal = nullptr,
-                std::function<void(v1::Phase, bool by_planner)> assign_phase = nullptr);
+                std::function<void(v1::Phase, bool by_planner)> assign_phase = nullptr,
+                std::function<void(const v1::Peers&)> set_peers = nullptr);
   ~ClusterClient();
 
   /// Sends a report at once instead of at the next interval.
@@ -45,6 +47,8 @@ class ClusterClient {
   bool ReportChunks(Router& router, Stream& stream, kvstore::ChunkJournal::Cursor& cursor);
   // Takes what the router asks for, until the stream breaks.
   void Listen(Router& router, Stream& stream);
+  // Takes note of whom a router knows.
+  void TakePeers(Router& router, const v1::Peers& peers);
   // Takes note of a stream that has ended.
   void Lost(Router& router, const grpc::Status& status);
 
@@ -53,6 +57,7 @@ class ClusterClient {
   const absl::Duration interval_;
   const std::shared_ptr<const kvstore::ChunkJournal> journal_;
   const std::function<void(v1::Phase, bool by_planner)> assign_phase_;
+  const std::function<void(const v1::Peers&)> set_peers_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;        // guarded by mutex_

@@ -46,6 +46,19 @@ void FillPhase(const LoopLoad& load, v1::PhaseLoad& out) {
   out.set_max_sequences(load.max_sequences);
 }
 
+void FillLink(const kvstore::LinkEstimate& link, absl::Time now, v1::LinkEstimate& out) {
+  out.set_data_address(link.address);
+  out.set_bytes_per_s(link.bytes_per_s);
+  out.set_rtt_s(link.rtt_s);
+  out.set_age_s(absl::ToDoubleSeconds(now - link.measured));
+  out.set_samples(link.samples);
+  out.set_confidence(link.confidence);
+  out.set_usual_bytes_per_s(link.usual_bytes_per_s);
+  out.set_degraded(link.degraded());
+  out.set_asymmetric(link.asymmetric());
+  out.set_relayed(link.relayed);
+}
+
 /// Pins the calling thread, and every thread that it starts meanwhile, to some CPUs.
 class ScopedAffinity {
  public:
@@ -87,6 +100,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(
   worker->prefill_metrics_ = metrics_for("prefill");
   worker->decode_metrics_ = metrics_for("decode");
   worker->kv_metrics_ = std::make_unique<KvMetrics>(metrics, model->name(), given.name);
+  worker->link_metrics_ = std::make_unique<LinkMetrics>(metrics, model->name(), given.name);
   worker->model_ = std::move(model);
   RETURN_IF_ERROR(worker->StartParts());
   return worker;
@@ -128,7 +142,8 @@ absl::Status Worker::StartParts() {
         if (absl::Status status = AssignPhase(phase, by_planner); !status.ok()) {
           spdlog::warn("phase not taken error=\"{}\"", status.ToString());
         }
-      });
+      },
+      [this](const v1::Peers& peers) { SetPeers(peers); });
   phase_thread_ = std::thread([this] { RunPhases(); });
   return absl::OkStatus();
 }
@@ -169,11 +184,17 @@ absl::Status Worker::StartDataPlane(const Engine& engine) {
                                                        .identity = engine.identity(),
                                                        .chunks = options_.store,
                                                        .coder = coder_.get(),
+                                                       .links = &links_,
+                                                       .probe_share = options_.link_probe_share,
                                                        .lease = options_.handoff_lease}));
   const uint64_t bytes_per_token = engine.layout().BytesPerToken();
   handoff_client_ = kvstore::HandoffClient::Create(io_, {.identity = engine.identity(),
                                                          .coder = coder_.get(),
-                                                         .raw_bytes_per_token = bytes_per_token});
+                                                         .raw_bytes_per_token = bytes_per_token,
+                                                         .links = &links_});
+  prober_ = std::make_unique<kvstore::LinkProber>(
+      io_, kvstore::LinkProber::Options{
+               .address = data_address(), .links = &links_, .share = options_.link_probe_share});
   lot_ = std::make_unique<ParkingLot>(options_.store, coder_.get(),
                                       ParkingLot::Options{.memory_bytes = options_.parked_bytes,
                                                           .raw_bytes_per_token = bytes_per_token});
@@ -439,15 +460,21 @@ v1::WorkerLoad Worker::Load() const {
   report.set_steps(prefill.steps + decode.steps + steps_of_dropped_loops_);
   report.set_parked(decode.parked);
   *report.mutable_latency() = speed_.Report();
-  for (const kvstore::LinkEstimate& link : handoff_client_->links()) {
-    v1::LinkEstimate& estimate = *report.add_links();
-    estimate.set_data_address(link.address);
-    estimate.set_bytes_per_s(link.bytes_per_s);
-    estimate.set_rtt_s(link.rtt_s);
-    estimate.set_age_s(absl::ToDoubleSeconds(absl::Now() - link.measured));
-    estimate.set_samples(link.samples);
-  }
+  const absl::Time now = absl::Now();
+  for (const kvstore::LinkEstimate& link : links_.List(now))
+    FillLink(link, now, *report.add_links());
   return report;
+}
+
+void Worker::SetPeers(const v1::Peers& peers) {
+  std::vector<std::string> addresses;
+  std::lock_guard lock(mutex_);
+  peer_names_.clear();
+  for (const v1::Peer& peer : peers.peers()) {
+    addresses.push_back(peer.data_address());
+    peer_names_[peer.data_address()] = peer.name();
+  }
+  prober_->SetPeers(std::move(addresses));
 }
 
 void Worker::UpdateMetrics() {
@@ -483,6 +510,13 @@ void Worker::UpdateMetrics() {
   whole.kv_limit_tokens += prefill.kv_limit_tokens;
   prefill_metrics_->SetLoad(prefill, whole);
   decode_metrics_->SetLoad(decode, whole);
+  std::map<std::string, std::string> names;
+  {
+    std::lock_guard lock(mutex_);
+    names = peer_names_;
+  }
+  const absl::Time now = absl::Now();
+  link_metrics_->Set(links_.List(now), names, now);
 }
 
 // The end
@@ -519,6 +553,7 @@ void Worker::Stop() {
   const auto prefill = this->prefill();
   const auto decode = this->decode();
   // The data plane first: it ends pulls and publications, for which the loops wait.
+  if (prober_ != nullptr) prober_->Stop();
   if (handoff_client_ != nullptr) handoff_client_->Stop();
   if (prefill != nullptr) prefill->Stop();
   if (prefix_cache_ != nullptr) prefix_cache_->Stop();

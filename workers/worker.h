@@ -6,6 +6,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,8 +16,10 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/grpc_server.h"
+#include "kvstore/transfer/link_prober.h"
 #include "workers/cluster_client.h"
 #include "workers/decode_loop.h"
+#include "workers/link_metrics.h"
 #include "workers/parking_lot.h"
 #include "workers/prefill_loop.h"
 #include "workers/speed_cache.h"
@@ -50,6 +53,8 @@ struct WorkerOptions {
   uint32_t chunk_tokens = 256;
   uint64_t handoff_buffer_bytes = 1 << 30;
   absl::Duration handoff_lease = absl::Seconds(30);
+  /// Of the time that links, and this node's port, may be busy with probes.
+  double link_probe_share = 0.01;
   absl::Duration report_interval = absl::Milliseconds(250);
   absl::Duration tpot_objective = absl::Milliseconds(100);
   /// Prompts computed at once; the engine's further sequences (prefill) retain those that are done.
@@ -160,6 +165,7 @@ class Worker : public LoopSource {
   absl::StatusOr<std::shared_ptr<DecodeLoop>> Decode() override;
 
   v1::WorkerInfo Info() const;
+  void SetPeers(const v1::Peers& peers);
   // Copies the present load into the metrics, again and again.
   void UpdateMetrics();
   std::shared_ptr<PrefillLoop> prefill() const;
@@ -169,6 +175,7 @@ class Worker : public LoopSource {
   std::shared_ptr<const Model> model_;
   std::unique_ptr<WorkerMetrics> prefill_metrics_, decode_metrics_;
   std::unique_ptr<KvMetrics> kv_metrics_;
+  std::unique_ptr<LinkMetrics> link_metrics_;
   TurnGate gate_;
   WorkerSpeed speed_;
   std::unique_ptr<SpeedCache> speed_cache_;           // null: nothing is measured or kept
@@ -181,11 +188,13 @@ class Worker : public LoopSource {
       io_.get_executor()};
   boost::asio::steady_timer metrics_timer_{io_};
   std::thread io_thread_;
+  kvstore::LinkTable links_;
   // Order matters: destroyed from the last to the first.
   std::unique_ptr<KvCoder> coder_;
   std::unique_ptr<ParkingLot> lot_;
   std::unique_ptr<kvstore::HandoffServer> handoff_server_;
   std::unique_ptr<kvstore::HandoffClient> handoff_client_;
+  std::unique_ptr<kvstore::LinkProber> prober_;
   std::unique_ptr<PrefixCache> prefix_cache_;
 
   mutable std::mutex mutex_;
@@ -197,6 +206,7 @@ class Worker : public LoopSource {
   v1::Phase phase_, changing_to_ = v1::PHASE_UNSPECIFIED, target_;
   bool planned_, unassigned_;  // as in WorkerLoad
   bool stopping_ = false;
+  std::map<std::string, std::string> peer_names_;  // by data address
 
   std::thread phase_thread_;
   std::unique_ptr<WorkerServiceImpl> service_;

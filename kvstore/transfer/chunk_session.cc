@@ -105,8 +105,8 @@ asio::awaitable<absl::Status> AnswerStore(FrameSocket& peer, const Frame& frame,
 }
 
 absl::Status Unexpected(const Frame& frame, const char* request) {
-  return absl::FailedPreconditionError(absl::StrCat(
-      "unexpected frame ", v1::FrameType_Name(frame.header.type), " in answer to ", request));
+  return absl::FailedPreconditionError(
+      wire::UnexpectedFrame(frame.header.type, absl::StrCat("in answer to ", request)));
 }
 
 }  // namespace
@@ -214,8 +214,7 @@ asio::awaitable<absl::Status> AnswerChunkRequest(FrameSocket& peer, const Frame&
                                                  absl::Duration limit) {
   const v1::FrameType type = frame.header.type;
   if (type != v1::FRAME_TYPE_FIND && type != v1::FRAME_TYPE_FETCH && type != v1::FRAME_TYPE_STORE) {
-    co_return absl::InvalidArgumentError(
-        absl::StrCat("unexpected frame ", v1::FrameType_Name(type), " between requests"));
+    co_return absl::InvalidArgumentError(wire::UnexpectedFrame(type, "between requests"));
   }
   if (store == nullptr) co_return absl::FailedPreconditionError("this node keeps no chunks");
   lease.Pause();

@@ -113,10 +113,20 @@ void FrameSocket::Configure(absl::Duration user_timeout) {
                      ignored);
 }
 
-void FrameSocket::SetPeer(const Tcp::endpoint& peer) {
-  const std::string address = peer.address().to_string();
-  peer_ = peer.address().is_v6() ? absl::StrCat("[", address, "]:", peer.port())
-                                 : absl::StrCat(address, ":", peer.port());
+// A listener for both versions of IP sees IPv4 addresses as IPv6 ones; its peer does not.
+std::string FrameSocket::TextOf(const Tcp::endpoint& endpoint) {
+  const asio::ip::address address = endpoint.address();
+  if (!address.is_v6()) return absl::StrCat(address.to_string(), ":", endpoint.port());
+  if (address.to_v6().is_v4_mapped()) {
+    const auto v4 = asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
+    return absl::StrCat(v4.to_string(), ":", endpoint.port());
+  }
+  return absl::StrCat("[", address.to_string(), "]:", endpoint.port());
+}
+
+std::string FrameSocket::local() const {
+  boost::system::error_code ignored;
+  return TextOf(socket_.local_endpoint(ignored));
 }
 
 FrameSocket::Awaitable<absl::Status> FrameSocket::Connect(
@@ -231,6 +241,10 @@ FrameSocket::Awaitable<absl::Status> FrameSocket::ReadSome(
   auto [error, n] = co_await socket_.async_read_some(buffers, kToTuple);
   bytes_read_ += n;
   *n_read = n;
+  if (arrivals_ && !error) {
+    const Arrivals::Clock::time_point now = Arrivals::Clock::now();
+    arrivals_->Add(n, n < asio::buffer_size(buffers) || available() == 0, now);
+  }
   co_return error ? Fail(error) : absl::OkStatus();
 }
 

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kvstore/transfer/arrivals.h"
 #include "kvstore/transfer/send_state.h"
 #include "kvstore/transfer/wire.h"
 
@@ -76,6 +78,15 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
   bool lost() const { return lost_; }
   /// Bytes received since the connection was made.
   uint64_t bytes_read() const { return bytes_read_; }
+  /// Takes note from now on of when bytes arrive, and ends that: see Arrivals::Tail.
+  void StartTiming() { arrivals_.emplace(); }
+  Timed StopTiming() {
+    if (!arrivals_) return {};
+    arrivals_->End(Clock::now());
+    const Timed tail = arrivals_->Tail();
+    arrivals_.reset();
+    return tail;
+  }
   /// Bytes that have arrived and were not read yet.
   size_t available() const {
     boost::system::error_code ignored;
@@ -87,8 +98,9 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
     state.bytes_per_s = rate_.Update(state);
     return state;
   }
-  /// The peer's address and port, for messages.
+  /// The peer's address and port, and our own.
   const std::string& peer() const { return peer_; }
+  std::string local() const;
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -97,7 +109,8 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
   /// `user_timeout`: how long the network may leave sent data unacknowledged, or the peer may
   /// refuse to take any, before the kernel gives the connection up.
   void Configure(absl::Duration user_timeout);
-  void SetPeer(const Tcp::endpoint& peer);
+  void SetPeer(const Tcp::endpoint& peer) { peer_ = TextOf(peer); }
+  static std::string TextOf(const Tcp::endpoint& endpoint);
   absl::Status Fail(const boost::system::error_code& error);
   Awaitable<absl::Status> ReadExactly(std::span<uint8_t> into);
   Awaitable<absl::Status> ReadSome(std::span<const boost::asio::mutable_buffer> buffers,
@@ -118,6 +131,7 @@ class FrameSocket : public std::enable_shared_from_this<FrameSocket> {
   /// A frame was sent in part: nothing that follows would be understood.
   bool mid_frame_ = false;
   uint64_t bytes_read_ = 0;
+  std::optional<Arrivals> arrivals_;
   uint64_t frames_read_ = 0;
   wire::FrameHeader header_;
   wire::Checksum checksum_;

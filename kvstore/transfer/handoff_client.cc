@@ -30,9 +30,8 @@ struct PullJob : PeerUse {
   std::string handoff_id;
   KvSink* sink = nullptr;
   HandoffClient::PullCallback done;
-  // What came while it was waited for, and how long that took.
-  uint64_t arriving_bytes = 0;
-  double arriving_s = 0;
+  /// What arrived while the link was busy, and was not told to the links yet.
+  Timed arrived;
 };
 using JobPtr = std::shared_ptr<PullJob>;
 
@@ -54,7 +53,6 @@ class Client : public std::enable_shared_from_this<Client> {
   // Any thread.
   void Pull(JobPtr job);
   size_t idle_connections() const { return peers_->idle_connections(); }
-  std::vector<LinkEstimate> links() const { return links_.List(); }
   void Stop();
 
  private:
@@ -66,8 +64,7 @@ class Client : public std::enable_shared_from_this<Client> {
   asio::awaitable<absl::Status> ReceiveChunk(PullJob& job, const Frame& frame,
                                              wire::ChunkSequence& positions, HandoffStats* stats);
   /// Reads a body, and takes note of how fast it came.
-  asio::awaitable<absl::Status> ReadBody(PullJob& job, uint64_t bytes,
-                                         std::vector<std::span<uint8_t>> spans);
+  asio::awaitable<absl::Status> ReadBody(PullJob& job, std::vector<std::span<uint8_t>> spans);
   asio::awaitable<absl::Status> ReceiveEncoded(PullJob& job, const Frame& frame,
                                                const v1::ChunkHeader& chunk);
   void WatchJob(const JobPtr& job, asio::steady_timer& deadline);
@@ -77,7 +74,6 @@ class Client : public std::enable_shared_from_this<Client> {
   const HandoffClient::Options options_;
   const std::shared_ptr<TaskGroup> tasks_;
   const std::shared_ptr<PeerPool> peers_;
-  LinkTable links_;
   std::atomic<bool> stopped_ = false;
   std::set<JobPtr> jobs_;
 };
@@ -163,15 +159,16 @@ asio::awaitable<absl::StatusOr<Result>> Client::Transfer(PullJob& job) {
       break;
     }
     if (frame.header.type != v1::FRAME_TYPE_CHUNK) {
-      co_return absl::DataLossError(absl::StrCat(
-          "unexpected frame ", v1::FrameType_Name(frame.header.type), " during a pull"));
+      co_return absl::DataLossError(wire::UnexpectedFrame(frame.header.type, "during a pull"));
     }
     CO_RETURN_IF_ERROR(co_await ReceiveChunk(job, frame, positions, &result.stats));
     ++result.stats.chunks;
     result.stats.bytes += frame.header.body_bytes;
   }
   result.stats.duration = absl::Now() - began;
-  links_.Add(job.address, job.arriving_bytes, job.arriving_s, peer.send_state().rtt_s, absl::Now());
+  if (options_.links != nullptr) {
+    options_.links->OfferRtt(job.address, peer.send_state().rtt_s, absl::Now());
+  }
   CO_RETURN_IF_ERROR(
       co_await peer.WriteFrame(v1::FRAME_TYPE_DONE, v1::Done(), options_.silence_timeout));
   co_return result;
@@ -194,19 +191,23 @@ asio::awaitable<absl::Status> Client::ReceiveChunk(PullJob& job, const Frame& fr
     co_return absl::InternalError(
         absl::StrCat("the sink gives ", room, " bytes for a chunk of ", frame.header.body_bytes));
   }
-  CO_RETURN_IF_ERROR(co_await ReadBody(job, frame.header.body_bytes, *std::move(spans)));
+  CO_RETURN_IF_ERROR(co_await ReadBody(job, *std::move(spans)));
   job.sink->Commit();
   co_return absl::OkStatus();
 }
 
-asio::awaitable<absl::Status> Client::ReadBody(PullJob& job, uint64_t bytes,
+asio::awaitable<absl::Status> Client::ReadBody(PullJob& job,
                                                std::vector<std::span<uint8_t>> spans) {
-  const uint64_t here = std::min<uint64_t>(bytes, job.peer->available());
-  const absl::Time began = absl::Now();
+  job.peer->StartTiming();
   CO_RETURN_IF_ERROR(co_await job.peer->ReadBody(std::move(spans), options_.silence_timeout));
-  // Reading what is here takes no time to speak of.
-  job.arriving_bytes += bytes - here;
-  if (here < bytes) job.arriving_s += absl::ToDoubleSeconds(absl::Now() - began);
+  const Timed tail = job.peer->StopTiming();
+  if (options_.links == nullptr || !LinkTable::PastStart(tail, job.peer->send_state().rtt_s)) {
+    co_return absl::OkStatus();
+  }
+  // On a fast link it takes several chunks to see how fast it is.
+  job.arrived.bytes += tail.bytes;
+  job.arrived.seconds += tail.seconds;
+  if (options_.links->AddRate(job.address, job.arrived, absl::Now())) job.arrived = {};
   co_return absl::OkStatus();
 }
 
@@ -232,7 +233,7 @@ asio::awaitable<absl::Status> Client::ReceiveEncoded(PullJob& job, const Frame& 
   }
   std::vector<uint8_t> bytes(frame.header.body_bytes);
   std::vector<std::span<uint8_t>> body(1, std::span<uint8_t>(bytes));
-  CO_RETURN_IF_ERROR(co_await ReadBody(job, frame.header.body_bytes, std::move(body)));
+  CO_RETURN_IF_ERROR(co_await ReadBody(job, std::move(body)));
   auto planes = job.sink->Prepare(chunk.first_position(), chunk.n_tokens(),
                                   options_.raw_bytes_per_token * chunk.n_tokens());
   if (!planes.ok()) co_return absl::DataLossError(planes.status().message());
@@ -258,7 +259,6 @@ class HandoffClientImpl final : public HandoffClient {
     client_->Pull(std::move(job));
   }
   size_t idle_connections() const override { return client_->idle_connections(); }
-  std::vector<LinkEstimate> links() const override { return client_->links(); }
   void Stop() override { client_->Stop(); }
 
  private:

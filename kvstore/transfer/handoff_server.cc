@@ -12,6 +12,7 @@
 #include "kvstore/transfer/chunk_session.h"
 #include "kvstore/transfer/frame_socket.h"
 #include "kvstore/transfer/handoff_encoding.h"
+#include "kvstore/transfer/link_prober.h"
 #include "kvstore/transfer/publication.h"
 #include "kvstore/transfer/task_group.h"
 #include "kvstore/transfer/transfer.h"
@@ -38,7 +39,8 @@ class Server : public std::enable_shared_from_this<Server> {
         hello_(std::move(hello)),
         port_(acceptor.local_endpoint().port()),
         acceptor_(std::move(acceptor)),
-        tasks_(std::make_shared<TaskGroup>(io)) {}
+        tasks_(std::make_shared<TaskGroup>(io)),
+        probe_budget_(options_.probe_share, absl::Now()) {}
 
   // Any thread.
   void Start() { tasks_->Spawn(Accept(shared_from_this())); }
@@ -81,6 +83,7 @@ class Server : public std::enable_shared_from_this<Server> {
   const std::shared_ptr<TaskGroup> tasks_;
   const std::shared_ptr<std::atomic<uint64_t>> held_bytes_ =
       std::make_shared<std::atomic<uint64_t>>(0);
+  ProbeBudget probe_budget_;
   std::set<SocketPtr> connections_;
   std::atomic<size_t> n_connections_ = 0;
 
@@ -194,6 +197,11 @@ asio::awaitable<absl::Status> Server::Serve(FrameSocket& peer, OfferPtr* pulled)
       std::make_shared<ChunkLease>(io_.get_executor(), options_.chunks, options_.lease);
   for (;;) {
     CO_ASSIGN_OR_RETURN(const Frame frame, co_await peer.ReadFrame(options_.idle_timeout));
+    if (frame.header.type == v1::FRAME_TYPE_PROBE) {
+      CO_RETURN_IF_ERROR(
+          co_await AnswerProbe(peer, frame, probe_budget_, options_.links, options_.lease));
+      continue;
+    }
     if (frame.header.type != v1::FRAME_TYPE_PULL) {
       CO_RETURN_IF_ERROR(
           co_await AnswerChunkRequest(peer, frame, options_.chunks, *lease, options_.lease));
@@ -224,8 +232,7 @@ asio::awaitable<absl::Status> Server::Handshake(FrameSocket& peer, bool* chunks_
 asio::awaitable<absl::Status> ReadVerdict(FrameSocket& peer, const bool* end_sent) {
   CO_ASSIGN_OR_RETURN(const Frame frame, co_await peer.ReadFrame(absl::InfiniteDuration()));
   if (frame.header.type == v1::FRAME_TYPE_DONE && *end_sent) co_return absl::OkStatus();
-  co_return absl::InvalidArgumentError(
-      absl::StrCat("unexpected frame ", v1::FrameType_Name(frame.header.type), " during a pull"));
+  co_return absl::InvalidArgumentError(wire::UnexpectedFrame(frame.header.type, "during a pull"));
 }
 
 asio::awaitable<absl::Status> Server::ServePull(FrameSocket& peer, const Frame& request,
@@ -369,8 +376,9 @@ absl::StatusOr<Tcp::acceptor> Listen(asio::io_context& io, const std::string& li
 
 absl::StatusOr<std::unique_ptr<HandoffServer>> HandoffServer::Start(asio::io_context& io,
                                                                     Options options) {
-  ASSIGN_OR_RETURN(std::vector<uint8_t> hello,
-                   wire::EncodeFrame(v1::FRAME_TYPE_HELLO, wire::ToHello(options.identity)));
+  v1::Hello greeting = wire::ToHello(options.identity);
+  greeting.set_answers_probes(true);
+  ASSIGN_OR_RETURN(std::vector<uint8_t> hello, wire::EncodeFrame(v1::FRAME_TYPE_HELLO, greeting));
   ASSIGN_OR_RETURN(Tcp::acceptor acceptor, Listen(io, options.listen));
   auto server =
       std::make_shared<Server>(io, std::move(options), std::move(hello), std::move(acceptor));

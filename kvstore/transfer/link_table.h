@@ -1,8 +1,8 @@
-// What pulls have shown of the links from other nodes to this one. Filled by HandoffClient, read by
+// What is known of the links from other nodes to this one: bandwidth, round trip, how sure that is,
+// and what is odd about them. Filled by pulls (HandoffClient) and probes (LinkProber), read by
 // whoever reports it.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "kvstore/transfer/arrivals.h"
 
 namespace tandem::kvstore {
 
@@ -21,66 +22,70 @@ struct LinkEstimate {
   /// 0: not measured yet.
   double bytes_per_s = 0;
   double rtt_s = 0;
-  /// When it was measured last.
+  /// 0 to 1: the share of the last samples that agree within 10 %, the newest counting most, and
+  /// one alone for less; halved for each minute since the last.
+  double confidence = 0;
+  /// What the bandwidth has been in the long run; 0: not known.
+  double usual_bytes_per_s = 0;
+  /// Of the other direction, as the other node told it lately; 0: not known.
+  double reverse_bytes_per_s = 0;
+  /// When anything was measured last.
   absl::Time measured;
   uint64_t samples = 0;
+  /// Bytes that probes have taken.
+  uint64_t probe_bytes = 0;
+  /// The two ends do not agree on each other's address: a NAT, a proxy or a relay lies between.
+  bool relayed = false;
+
+  /// Less than half of what it usually is.
+  bool degraded() const { return bytes_per_s > 0 && 2 * bytes_per_s < usual_bytes_per_s; }
+  /// One direction has at least twice the other's bandwidth.
+  bool asymmetric() const {
+    return bytes_per_s > 0 && reverse_bytes_per_s > 0 &&
+           (bytes_per_s >= 2 * reverse_bytes_per_s || reverse_bytes_per_s >= 2 * bytes_per_s);
+  }
 };
 
 /// Thread-safe. Bounded: the links that were not used for longest are forgotten.
 class LinkTable {
  public:
-  /// Less than this says more of buffers than of the link.
-  static constexpr uint64_t kLeastBytes = 64 << 10;
+  /// A transfer that took less says more of buffers than of the link; and one that took less than
+  /// two round trips, of TCP's start: while that doubles its pace, the last third takes less.
+  static constexpr double kLeastSeconds = 0.0025;
+  static bool PastStart(const Timed& tail, double rtt_s) { return tail.seconds >= 2 * rtt_s; }
 
-  /// A pull received so many bytes in the time that it spent receiving; `rtt_s`: 0 for unknown.
-  void Add(const std::string& address, uint64_t bytes, double seconds, double rtt_s,
-           absl::Time now) {
-    const bool tells = bytes >= kLeastBytes && seconds > 0;
-    if (!tells && rtt_s <= 0) return;
-    std::lock_guard lock(mutex_);
-    Link& link = links_[address];
-    link.measured = now;
-    ++link.samples;
-    if (rtt_s > 0) link.rtt_s = link.rtt_s == 0 ? rtt_s : 0.7 * link.rtt_s + 0.3 * rtt_s;
-    if (tells) {
-      link.rates.push_back(static_cast<double>(bytes) / seconds);
-      if (link.rates.size() > kRates) link.rates.pop_front();
-    }
-    if (links_.size() <= kLinks) return;
-    links_.erase(std::min_element(links_.begin(), links_.end(), [](const auto& a, const auto& b) {
-      return a.second.measured < b.second.measured;
-    }));
-  }
+  /// What arrived in so much time while the link was busy. False when it does not tell enough.
+  bool AddRate(const std::string& address, Timed arrived, absl::Time now);
+  /// A round trip of just now.
+  void AddRtt(const std::string& address, double rtt_s, absl::Time now);
+  /// The least round trip of the last minutes, for when there is no better one.
+  void OfferRtt(const std::string& address, double rtt_s, absl::Time now);
+  /// How the other end is reached, and what probing has taken.
+  void AddProbe(const std::string& address, uint64_t bytes, bool relayed, absl::Time now);
+  /// What the other node has measured in the other direction. Ignored for links that are not here.
+  void SetReverse(const std::string& address, double bytes_per_s, absl::Time now);
 
-  std::vector<LinkEstimate> List() const {
-    std::lock_guard lock(mutex_);
-    std::vector<LinkEstimate> list;
-    for (const auto& [address, link] : links_) {
-      list.push_back({.address = address,
-                      .bytes_per_s = Median(link.rates),
-                      .rtt_s = link.rtt_s,
-                      .measured = link.measured,
-                      .samples = link.samples});
-    }
-    return list;
-  }
+  /// The present estimate; 0s where nothing is known.
+  LinkEstimate Get(const std::string& address, absl::Time now) const;
+  /// When the bandwidth was last measured; InfinitePast for never.
+  absl::Time RateMeasured(const std::string& address) const;
+  std::vector<LinkEstimate> List(absl::Time now) const;
 
  private:
-  static constexpr size_t kRates = 9, kLinks = 1024;
-  struct Link {
-    std::deque<double> rates;
-    double rtt_s = 0;
-    absl::Time measured;
-    uint64_t samples = 0;
+  struct Sample {
+    double value;
+    absl::Time at;
   };
-  /// One slow or lucky pull does not move it.
-  static double Median(const std::deque<double>& rates) {
-    if (rates.empty()) return 0;
-    std::vector<double> sorted(rates.begin(), rates.end());
-    const auto middle = sorted.begin() + static_cast<ptrdiff_t>(sorted.size() / 2);
-    std::nth_element(sorted.begin(), middle, sorted.end());
-    return *middle;
-  }
+  struct Link {
+    std::deque<Sample> rates, rtts;
+    double usual_bytes_per_s = 0, reverse_bytes_per_s = 0;
+    absl::Time measured, reverse_told = absl::InfinitePast();
+    uint64_t samples = 0, probe_bytes = 0;
+    bool relayed = false;
+  };
+  Link& Touch(const std::string& address, absl::Time now);
+  static double RttOf(const Link& link);
+  static LinkEstimate Estimate(const std::string& address, const Link& link, absl::Time now);
 
   mutable std::mutex mutex_;
   std::map<std::string, Link> links_;  // guarded by mutex_

@@ -51,17 +51,13 @@ bool PeerPool::TakeIdle(PeerUse& use) {
 }
 
 asio::awaitable<absl::Status> PeerPool::Connect(PeerUse& use) {
-  if (use.peer != nullptr) {
-    use.peer->Close();
-    busy_.erase(use.peer);
-    use.peer = nullptr;
-  }
+  Drop(use);
   if (stopped_) co_return absl::UnavailableError("the worker is stopping");
   CO_ASSIGN_OR_RETURN(const std::vector<Tcp::endpoint> endpoints, co_await Resolve(use));
   Use(use, std::make_shared<FrameSocket>(io_));
   CO_RETURN_IF_ERROR(
       co_await use.peer->Connect(endpoints, options_.connect_timeout, options_.silence_timeout));
-  co_return co_await Handshake(*use.peer);
+  co_return co_await Handshake(use);
 }
 
 // getaddrinfo may take much longer than we wait for it, and nothing stops it. So its outcome goes
@@ -99,7 +95,8 @@ asio::awaitable<absl::StatusOr<std::vector<Tcp::endpoint>>> PeerPool::Resolve(Pe
       absl::StrCat("cannot resolve ", use.address, ": ", lookup->error));
 }
 
-asio::awaitable<absl::Status> PeerPool::Handshake(FrameSocket& peer) {
+asio::awaitable<absl::Status> PeerPool::Handshake(PeerUse& use) {
+  FrameSocket& peer = *use.peer;
   CO_RETURN_IF_ERROR(hello_.status());
   CO_RETURN_IF_ERROR(co_await peer.Write(*hello_, {}, options_.connect_timeout));
   const absl::StatusOr<Frame> frame = co_await peer.ReadFrame(options_.connect_timeout);
@@ -110,6 +107,7 @@ asio::awaitable<absl::Status> PeerPool::Handshake(FrameSocket& peer) {
   }
   v1::Hello hello;
   CO_RETURN_IF_ERROR(wire::DecodeMeta(frame->meta, hello));
+  use.answers_probes = hello.answers_probes();
   if (options_.chunks_only) co_return absl::OkStatus();
   co_return CompareIdentity(options_.identity, wire::FromHello(hello));
 }
@@ -139,6 +137,13 @@ asio::awaitable<void> PeerPool::Abandon(PeerUse& use, absl::Status reason) {
   if (peer == nullptr) co_return;
   const auto self = shared_from_this();
   co_await peer->Abort(std::move(reason));
+  busy_.erase(peer);
+}
+
+void PeerPool::Drop(PeerUse& use) {
+  const SocketPtr peer = std::exchange(use.peer, nullptr);
+  if (peer == nullptr) return;
+  peer->Close();
   busy_.erase(peer);
 }
 

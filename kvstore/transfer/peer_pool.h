@@ -29,6 +29,8 @@ struct PeerUse {
   absl::Status stopped;
   SocketPtr peer;
   std::shared_ptr<boost::asio::steady_timer> resolving;
+  /// The peer said so in its HELLO; set by Connect.
+  bool answers_probes = false;
 
   void Stop(absl::Status reason);
 };
@@ -55,6 +57,8 @@ class PeerPool : public std::enable_shared_from_this<PeerPool> {
   void Park(PeerUse& use);
   /// Closes the connection of a use that failed, telling the peer why.
   boost::asio::awaitable<void> Abandon(PeerUse& use, absl::Status reason);
+  /// Closes the connection of a use without a word.
+  void Drop(PeerUse& use);
   /// Closes every connection; those in use end with UNAVAILABLE.
   void Shutdown();
   size_t idle_connections() const { return n_idle_; }
@@ -62,7 +66,7 @@ class PeerPool : public std::enable_shared_from_this<PeerPool> {
  private:
   boost::asio::awaitable<absl::StatusOr<std::vector<FrameSocket::Tcp::endpoint>>> Resolve(
       PeerUse& use);
-  boost::asio::awaitable<absl::Status> Handshake(FrameSocket& peer);
+  boost::asio::awaitable<absl::Status> Handshake(PeerUse& use);
   void Use(PeerUse& use, SocketPtr peer);
   void Forget(const std::string& address, const SocketPtr& peer);
 

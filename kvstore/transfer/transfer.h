@@ -118,6 +118,11 @@ class HandoffServer {
     Store* chunks = nullptr;
     /// Null: KV is sent as it lies in the cache. Must outlive the server.
     ChunkCoder* coder = nullptr;
+    /// Told what peers that probe have measured in the other direction; null: nobody. Must outlive
+    /// the server.
+    LinkTable* links = nullptr;
+    /// Of the time that the port may be busy with answering probes.
+    double probe_share = 0.01;
     /// How long finished KV waits for its puller, and how long a stalled one is waited for.
     absl::Duration lease = absl::Seconds(30);
     /// More are refused with RESOURCE_EXHAUSTED.
@@ -165,6 +170,9 @@ class HandoffClient {
     ChunkCoder* coder = nullptr;
     /// KvLayout::BytesPerToken; used with a coder only.
     uint64_t raw_bytes_per_token = 0;
+    /// Told what pulls show of their links: bytes/s while a chunk arrives (not while it is
+    /// computed), and TCP's least round-trip time. Null: nobody. Must outlive the client.
+    LinkTable* links = nullptr;
     absl::Duration connect_timeout = absl::Seconds(5);
     /// Longest silence of the peer during a pull; it says WAIT every second while it computes.
     absl::Duration silence_timeout = absl::Seconds(10);
@@ -192,9 +200,6 @@ class HandoffClient {
   virtual void Pull(RequestContextPtr context, std::string address, std::string handoff_id,
                     KvSink* sink, PullCallback done) = 0;
   virtual size_t idle_connections() const = 0;
-  /// What the pulls so far have shown: bytes/s while a chunk was arriving (not while it was being
-  /// computed, nor what had arrived before it was waited for), and TCP's least round-trip time.
-  virtual std::vector<LinkEstimate> links() const = 0;
   /// Aborts what runs with UNAVAILABLE, closes every connection, and waits like
   /// HandoffServer::Stop. Pulls that come later fail with UNAVAILABLE.
   virtual void Stop() = 0;

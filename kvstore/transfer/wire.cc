@@ -61,7 +61,9 @@ absl::StatusOr<FrameHeader> DecodeHeader(std::span<const uint8_t, kHeaderBytes> 
   }
   header.body_bytes = Load<uint64_t>(at + 16);
   const bool has_body = header.type == v1::FRAME_TYPE_CHUNK || header.type == v1::FRAME_TYPE_STORE;
-  const uint64_t max_body = has_body ? kMaxBodyBytes : 0;
+  const uint64_t max_body = has_body                             ? kMaxBodyBytes
+                            : header.type == v1::FRAME_TYPE_FILL ? kFillBytes
+                                                                 : 0;
   if (header.body_bytes > max_body) {
     return absl::DataLossError(absl::StrCat("frame ", v1::FrameType_Name(header.type), " with ",
                                             header.body_bytes, " bytes of body; the limit is ",
@@ -93,6 +95,10 @@ absl::StatusOr<std::vector<uint8_t>> EncodeFrame(v1::FrameType type,
   checksum.Update(body);
   Store(frame.data() + kChecksumOffset, checksum.Digest());
   return frame;
+}
+
+std::string UnexpectedFrame(v1::FrameType type, absl::string_view when) {
+  return absl::StrCat("unexpected frame ", v1::FrameType_Name(type), " ", when);
 }
 
 absl::Status DecodeMeta(Bytes meta, google::protobuf::MessageLite& message) {

@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "kvstore/kv_layout.h"
 #include "tandem/v1/transfer.pb.h"
 
@@ -26,6 +28,8 @@ inline constexpr uint16_t kVersion = 2;
 inline constexpr uint32_t kMaxMetaBytes = 65536;
 /// Far above any sequence's KV; a length beyond it is damage.
 inline constexpr uint64_t kMaxBodyBytes = uint64_t{1} << 36;
+/// The body of a FILL.
+inline constexpr uint64_t kFillBytes = 16384;
 
 using Bytes = std::span<const uint8_t>;
 
@@ -50,6 +54,9 @@ absl::StatusOr<std::vector<uint8_t>> EncodeFrame(v1::FrameType type,
 
 /// Parses a frame's protobuf into `message`. DATA_LOSS when it is none.
 absl::Status DecodeMeta(Bytes meta, google::protobuf::MessageLite& message);
+
+/// What an error says of a frame that may not come `when` ("during a pull").
+std::string UnexpectedFrame(v1::FrameType type, absl::string_view when);
 
 /// The frame's checksum, XXH3-64, fed piece by piece. Not thread-safe; reusable after Reset.
 class Checksum {

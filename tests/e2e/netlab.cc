@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstdlib>
+
 namespace tandem::e2e {
 namespace {
 
@@ -40,6 +42,11 @@ DaemonHost Netlab::Host(int host) const {
 void Netlab::Rate(int host, const std::string& rate) { Run({"rate", std::to_string(host), rate}); }
 void Netlab::Rate(int from, int to, const std::string& rate) {
   Run({"rate", std::to_string(from) + ":" + std::to_string(to), rate});
+}
+uint64_t Netlab::Sent(int from, int to) const {
+  const std::string bytes = Run({"sent", std::to_string(from) + ":" + std::to_string(to)});
+  EXPECT_NE(bytes, "");
+  return std::strtoull(bytes.c_str(), nullptr, 10);
 }
 void Netlab::Cut(int host) { Run({"cut", std::to_string(host)}); }
 void Netlab::Cut(int a, int b) { Run({"cut", std::to_string(a) + ":" + std::to_string(b)}); }

@@ -2,6 +2,7 @@
 // netlab.sh, which says how it is made.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,8 @@ class Netlab {
   /// "100mbit", "1gbit": of the host's link each way; of what one host sends to another.
   void Rate(int host, const std::string& rate);
   void Rate(int from, int to, const std::string& rate);
+  /// Bytes of frames, headers and all, that one host has sent to another.
+  uint64_t Sent(int from, int to) const;
   /// Frames vanish, as with a cable that is pulled further away.
   void Cut(int host);
   void Cut(int a, int b);

@@ -9,6 +9,7 @@
 #     down                          removes it, and kills what runs in its hosts
 #     rate I RATE                   of host I's link, each way; e.g. 100mbit
 #     rate I:J RATE                 of what I sends to J
+#     sent I:J                      bytes of frames that I has sent to J so far
 #     cut I                         host I's link swallows everything
 #     cut I:J                       nothing passes between I and J
 #     delay I MS                    host I's link delays so long, each way; 0 ends it
@@ -57,6 +58,15 @@ burst() {
 queue() {
   local packets=$(($(bits "$1") / 8 * QUEUE_MS / 1000 / MTU))
   echo $((packets < 64 ? 64 : packets))
+}
+
+# segments RUNNER DEVICE RATE: TCP hands a device up to 64 kB at a time, offloads or not; on a slow
+# link that passes as one lump. No more than half a millisecond's worth.
+segments() {
+  local bytes=$(($(bits "$3") / 16000))
+  ((bytes < MTU)) && bytes=$MTU
+  ((bytes > 65536)) && bytes=65536
+  $1 ip link set dev "$2" gso_max_size "$bytes"
 }
 
 # class_of HOST: the HTB class of what goes to it.
@@ -190,10 +200,17 @@ port() { [[ -e $RUN/delay.$1 ]] && echo "q$1" || echo "p$1"; }
 rate() {
   if [[ $1 == *:* ]]; then
     pair change "${1%:*}" "${1#*:}" "$2"
+    segments "in_host ${1%:*}" eth0 "$2"
   else
     shape change "in_host $1" eth0 "$2"
+    segments "in_host $1" eth0 "$2"
     shape change in_switch "$(port "$1")" "$2"
   fi
+}
+
+sent() {
+  in_host "${1%:*}" tc -s class show dev eth0 classid "$(class_of "${1#*:}")" |
+    sed -n 's/^ Sent \([0-9]*\) bytes.*/\1/p'
 }
 
 cut_pair() { echo "{ $NET.$1 . $NET.$2, $NET.$2 . $NET.$1 }"; }
@@ -271,7 +288,7 @@ case $command in
   *) use_lab "${LAB:?LAB is the number that \`up\` printed}" ;;
 esac
 case $command in
-  check | up | down | rate | heal | delay) "$command" "$@" ;;
+  check | up | down | rate | sent | heal | delay) "$command" "$@" ;;
   cut) cut_link "$@" ;;
   exec) host=$1; shift; exec ip netns exec "${PREFIX}h$host" "$@" ;;
   *) sed -n '2,/^set/{/^set/d;s/^# \?//;p}' "$0" ;;

@@ -66,6 +66,8 @@ void OnFrame(v1::FrameType type, wire::Bytes meta, PullModel& pull) {
   v1::ChunkHeader chunk;
   v1::End end;
   v1::Abort abort;
+  v1::Probe probe;
+  v1::Probed probed;
   if (type == v1::FRAME_TYPE_HELLO && Parse(meta, hello)) {
     const Identity identity = wire::FromHello(hello);
     Require(wire::FromHello(wire::ToHello(identity)) == identity);
@@ -77,6 +79,10 @@ void OnFrame(v1::FrameType type, wire::Bytes meta, PullModel& pull) {
     pull.OnEnd(end);
   } else if (type == v1::FRAME_TYPE_ABORT && Parse(meta, abort)) {
     CheckAbort(abort);
+  } else if (type == v1::FRAME_TYPE_PROBE) {
+    Parse(meta, probe);
+  } else if (type == v1::FRAME_TYPE_PROBED) {
+    Parse(meta, probed);
   }
 }
 
@@ -95,7 +101,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (!header.ok()) return 0;
     Require(header->meta_bytes <= wire::kMaxMetaBytes);
     Require(header->body_bytes <= wire::kMaxBodyBytes);
-    Require(header->body_bytes == 0 || header->type == tandem::v1::FRAME_TYPE_CHUNK);
+    const bool has_body = header->type == tandem::v1::FRAME_TYPE_CHUNK ||
+                          header->type == tandem::v1::FRAME_TYPE_STORE ||
+                          header->type == tandem::v1::FRAME_TYPE_FILL;
+    Require(header->body_bytes == 0 || has_body);
     const uint64_t frame_bytes = wire::kHeaderBytes + header->meta_bytes + header->body_bytes;
     if (frame_bytes > rest.size()) return 0;
     if (mend) MendChecksum(stream, at, *header);

@@ -39,6 +39,15 @@ Bytes Conversation() {
   end.set_first_token(-5);
   add(v1::FRAME_TYPE_END, end);
   add(v1::FRAME_TYPE_DONE, v1::Done());
+  v1::Probe probe;
+  probe.set_fills(2);
+  probe.set_data_address("10.0.0.1:8472");
+  add(v1::FRAME_TYPE_PROBE, probe);
+  v1::Probed probed;
+  probed.set_fills(1);
+  probed.set_asker("10.0.0.1:40000");
+  add(v1::FRAME_TYPE_PROBED, probed);
+  add(v1::FRAME_TYPE_FILL, v1::Fill(), Bytes(64, 3));
   add(v1::FRAME_TYPE_ABORT, wire::ToAbort(absl::InternalError("reason")));
   return stream;
 }

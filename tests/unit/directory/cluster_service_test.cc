@@ -217,6 +217,41 @@ TEST_F(ClusterServiceTest, AnOldStreamOfTheSameNodeCountsNoMore) {
   EXPECT_TRUE(Eventually([&] { return known() == 4; }));
 }
 
+TEST_F(ClusterServiceTest, WorkersAreToldOfOneAnother) {
+  std::mutex mutex;
+  std::map<std::string, std::string> peers;  // of p
+  const auto names = [&] {
+    std::lock_guard lock(mutex);
+    std::vector<std::string> list;
+    for (const auto& [address, name] : peers) list.push_back(name);
+    return list;
+  };
+  workers::ClusterClient client(
+      {address()}, Info("p", v1::PHASE_PREFILL), [] { return v1::WorkerLoad{}; },
+      absl::Milliseconds(5), nullptr, nullptr,
+      [&](const v1::Peers& told) {
+        std::lock_guard lock(mutex);
+        peers.clear();
+        for (const v1::Peer& peer : told.peers()) peers[peer.data_address()] = peer.name();
+      });
+  v1::WorkerInfo info = Info("d", v1::PHASE_DECODE);
+  info.set_data_address("10.0.0.2:8472");
+  const auto decode = Join(info);
+  const auto store = Join(Info("s", v1::PHASE_STORE));
+  ASSERT_TRUE(decode->Hear() && store->Hear());
+  EXPECT_TRUE(Eventually([&] { return names() == std::vector<std::string>{"d"}; }));
+  info.set_worker_id("e");
+  info.set_name("e");
+  info.set_data_address("10.0.0.3:8472");
+  const auto another = Join(info);
+  ASSERT_TRUE(another->Hear());
+  EXPECT_TRUE(Eventually([&] { return names() == std::vector<std::string>{"d", "e"}; }));
+  EXPECT_TRUE(decode->End().ok());
+  EXPECT_TRUE(Eventually([&] { return names() == std::vector<std::string>{"e"}; }));
+  EXPECT_TRUE(another->End().ok());
+  EXPECT_TRUE(Eventually([&] { return names().empty(); }));
+}
+
 TEST_F(ClusterServiceTest, ARealNodeIsFollowed) {
   const auto journal = std::make_shared<kvstore::ChunkJournal>();
   for (uint64_t n = 0; n < 70000; ++n) journal->Record(Id(n), 1);

@@ -67,13 +67,14 @@ TEST(WireTest, HeadersOutOfTheirLimitsAreRefused) {
       {4, {1, 0}, StatusCode::kFailedPrecondition, "version 1"},
       {4, {0, 0}, StatusCode::kFailedPrecondition, "version 0"},
       {6, {0, 0}, StatusCode::kDataLoss, "type 0"},
-      {6, {14, 0}, StatusCode::kDataLoss, "type 14"},
+      {6, {17, 0}, StatusCode::kDataLoss, "type 17"},
       {6, {3, 1}, StatusCode::kDataLoss, "type 259"},
       {8, {1, 0, 1, 0}, StatusCode::kDataLoss, "65537"},
       {8, {255, 255, 255, 255}, StatusCode::kDataLoss, "4294967295"},
       {12, {1, 0, 0, 0}, StatusCode::kDataLoss, "reserved"},
       {16, {1, 0, 0, 0, 16, 0, 0, 0}, StatusCode::kDataLoss, "bytes of body"},
       {6, {5, 0}, StatusCode::kDataLoss, "DONE with 7 bytes of body"},
+      {6, {16, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1}, StatusCode::kDataLoss, "the limit is 16384"},
   };
   for (const Case& c : cases) {
     std::vector<uint8_t> frame = EncodeChunk(std::vector<uint8_t>(7));

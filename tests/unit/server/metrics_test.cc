@@ -15,6 +15,7 @@
 
 #include "server/router_metrics.h"
 #include "workers/kv_metrics.h"
+#include "workers/link_metrics.h"
 #include "workers/worker_metrics.h"
 
 namespace tandem {
@@ -47,6 +48,10 @@ void UseAll(WorkerMetrics& worker, server::RouterMetrics& router) {
   router.RequestEnded({.tenant = "default"});
 }
 
+void UseAll(workers::LinkMetrics& links) {
+  links.Set({{.address = "10.0.0.1:8472"}}, {{"10.0.0.1:8472", "w-decode"}}, absl::UnixEpoch());
+}
+
 void UseAll(KvMetrics& kv) {
   kv.ChunkLoaded(kvstore::Origin::kPeer, kvstore::Level::kQ1, 1000);
   kv.ChunkRefused(kvstore::Origin::kDisk, absl::DataLossError(""));
@@ -77,6 +82,8 @@ TEST(MetricNames, AreTheDocumentedOnes) {
   UseAll(*worker, router);
   KvMetrics kv(registry, "m", "w-prefill");
   UseAll(kv);
+  workers::LinkMetrics links(registry, "m", "w-prefill");
+  UseAll(links);
   std::set<std::string> exposed;
   for (const auto& family : registry->Collect()) {
     static const char* const kTypes[] = {"counter", "gauge", "summary", "untyped", "histogram"};
@@ -97,6 +104,8 @@ TEST(MetricNames, FollowPrometheusRules) {
   UseAll(*worker, router);
   KvMetrics kv(registry, "m", "w-decode");
   UseAll(kv);
+  workers::LinkMetrics links(registry, "m", "w-decode");
+  UseAll(links);
   for (const auto& family : registry->Collect()) {
     EXPECT_FALSE(family.help.empty()) << family.name;
     if (family.name.rfind("vllm:", 0) == 0) continue;
@@ -267,6 +276,41 @@ TEST(KvMetrics, CountsWhatWasLoadedAndRefused) {
   }
 }
 
+TEST(LinkMetrics, ShowsWhatIsThereAndForgetsTheRest) {
+  const auto registry = std::make_shared<prometheus::Registry>();
+  workers::LinkMetrics metrics(registry, "m", "d1");
+  const absl::Time now = absl::UnixEpoch();
+  const kvstore::LinkEstimate link = {.address = "10.0.0.1:8472",
+                                      .bytes_per_s = 1e6,
+                                      .rtt_s = 0.25,
+                                      .confidence = 0.5,
+                                      .usual_bytes_per_s = 3e6,
+                                      .measured = now,
+                                      .probe_bytes = 65536};
+  const kvstore::LinkEstimate other = {.address = "10.0.0.2:8472", .relayed = true};
+  const std::map<std::string, std::string> names = {{"10.0.0.1:8472", "p1"}};
+  metrics.Set({link, other}, names, now + absl::Seconds(2));
+  metrics.Set({link, other}, names, now + absl::Seconds(2));
+  std::string text = Exposition(registry);
+  const std::string labels = "{from=\"p1\",model_name=\"m\",";
+  for (const std::string& line :
+       {"tandem_pd_link_bytes_per_second" + labels + "to=\"d1\"} 1000000\n",
+        "tandem_pd_link_rtt_seconds" + labels + "to=\"d1\"} 0.25\n",
+        "tandem_pd_link_confidence" + labels + "to=\"d1\"} 0.5\n",
+        "tandem_pd_link_age_seconds" + labels + "to=\"d1\"} 2\n",
+        "tandem_pd_link_probe_bytes_total" + labels + "to=\"d1\"} 65536\n",
+        "tandem_pd_link_state" + labels + "state=\"degraded\",to=\"d1\"} 1\n",
+        "tandem_pd_link_state" + labels + "state=\"relayed\",to=\"d1\"} 0\n"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+  EXPECT_THAT(text, HasSubstr("tandem_pd_link_state{from=\"10.0.0.2:8472\",model_name=\"m\","
+                              "state=\"relayed\",to=\"d1\"} 1\n"));
+  metrics.Set({other}, names, now);
+  text = Exposition(registry);
+  EXPECT_THAT(text, Not(HasSubstr("p1")));
+  EXPECT_THAT(text, HasSubstr("10.0.0.2"));
+}
+
 TEST(RouterMetrics, CountsARequestUnderItsTenant) {
   const auto registry = std::make_shared<prometheus::Registry>();
   server::RouterMetrics router(registry, "m", {"acme"});
@@ -327,6 +371,8 @@ TEST(Exposition, PleasesPromtool) {
   UseAll(*prefill, router);
   KvMetrics kv(registry, "m", "w-prefill");
   UseAll(kv);
+  workers::LinkMetrics links(registry, "m", "w-prefill");
+  UseAll(links);
   const std::string path = testing::TempDir() + "metrics_" + std::to_string(getpid());
   std::ofstream(path) << Exposition(registry);
   // Exit code 3: style advice, which the vllm: names cannot follow; 1: not an exposition.
