@@ -55,6 +55,14 @@ LatencyModel ModelFrom(const v1::LatencyModel& told, const LatencyModel& otherwi
     model.decode.base_s = told.decode_base_s();
     model.decode.per_sequence_s = told.decode_per_sequence_s();
     model.decode.per_context_token_s = told.decode_per_context_token_s();
+    const int n = std::min<int>(told.decode_factors_size(), DecodeCost::kFactors - 1);
+    model.decode.factor = DecodeCost().factor;
+    for (int i = 0; i < n; ++i) {
+      // What is no number is not within bounds either.
+      const float factor = told.decode_factors(i);
+      const bool believed = factor > DecodeCost::kLeastFactor && factor < DecodeCost::kMostFactor;
+      model.decode.factor[i + 1] = believed ? factor : 1;
+    }
   }
   return model;
 }
@@ -281,13 +289,10 @@ v1::Candidate ClusterView::Explain(const Candidate& candidate) const {
   return told;
 }
 
-absl::StatusOr<Forecast> ClusterView::Predict(const Placement& what, absl::Time now) {
+absl::StatusOr<Candidate> ClusterView::Predict(const Placement& what, absl::Time now) {
   std::lock_guard lock(mutex_);
   ASSIGN_OR_RETURN(const Decision decision, Choose(WorkOf(what), now));
-  return Forecast{.ttft_s = decision.choice.ttft_s,
-                  .tpot_s = decision.choice.tpot_s,
-                  .steps_ahead = decision.choice.steps_ahead,
-                  .decode_wait_s = decision.choice.decode_wait_s};
+  return decision.choice;
 }
 
 void ClusterView::DecodeBegins(AssignmentId id, absl::Time now) {

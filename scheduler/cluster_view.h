@@ -57,15 +57,6 @@ struct Pair {
   v1::Decision decision;
 };
 
-/// What would become of a request that is dispatched now.
-struct Forecast {
-  double ttft_s = 0, tpot_s = 0;
-  /// Work ahead of it on its prefill worker, in full steps.
-  double steps_ahead = 0;
-  /// What its sequence would wait for room on its decode worker.
-  double decode_wait_s = 0;
-};
-
 /// A worker that cannot be used any more, though its registration stands.
 struct LostWorker {
   std::string worker_id, name;
@@ -125,7 +116,7 @@ class ClusterView {
   /// assigned to it. UNAVAILABLE, naming the phase, when there is none.
   absl::StatusOr<Pair> Assign(const Placement& what, absl::Time now);
   /// The same choice, for the prediction alone. Nothing is assigned.
-  absl::StatusOr<Forecast> Predict(const Placement& what, absl::Time now);
+  absl::StatusOr<Candidate> Predict(const Placement& what, absl::Time now);
   /// The decode worker has been called; from its next report on it counts the sequence itself.
   void DecodeBegins(AssignmentId id, absl::Time now);
   /// The prefill, or decode, worker is done with the request, or was never called. Once is enough,

@@ -163,10 +163,12 @@ Entry GenerateCall::CheckInTime() const {
   if (const absl::Duration most = core_->options().max_ttft; most > absl::ZeroDuration()) {
     limit_s = std::min(limit_s, absl::ToDoubleSeconds(most));
   }
-  if (!forecast.ok() || forecast->ttft_s <= limit_s) return {};
+  if (!forecast.ok()) return {};
+  const double ttft_s = core_->queue().PredictFirstToken(request_.tenant, *forecast);
+  if (ttft_s <= limit_s) return {};
   return {.status = absl::ResourceExhaustedError(
               absl::StrFormat("the first token would take about %.2f s, the limit is %.2f s",
-                              forecast->ttft_s, std::max(0.0, limit_s))),
+                              ttft_s, std::max(0.0, limit_s))),
           .reason = "too_late",
           .retry_after = absl::Seconds(core_->queue().RetryAfter())};
 }
@@ -186,15 +188,15 @@ Entry GenerateCall::Queue(const v1::GenerateRequest& request, const CheckedReque
   const bool may_be_cached = !checked.bypass_cache && core_->directory().size() > 0;
   const auto forecast = core_->view().Predict(
       {.prompt_tokens = may_be_cached ? 1 : n_prompt, .max_tokens = n_output}, now);
-  if (!forecast.ok()) {
+  if (!core_->queue().MayBeServed(forecast.ok(), now)) {
     return {.status = forecast.status(),
             .reason = "no_worker",
             .retry_after = core_->options().retry_after};
   }
   scheduler::Arrival arrival = {.tenant = checked.tenant,
                                 .priority = checked.priority,
-                                .work_tokens = static_cast<double>(n_prompt + n_output),
-                                .ttft_s = forecast->ttft_s};
+                                .work_tokens = static_cast<double>(n_prompt + n_output)};
+  if (forecast.ok()) arrival.ttft = TtftOf(*forecast);
   if (deadline != absl::InfiniteFuture()) {
     arrival.deadline_s = absl::ToDoubleSeconds(deadline - absl::UnixEpoch());
   }
@@ -284,7 +286,7 @@ void GenerateCall::Place(const std::string& reason, bool again_where_it_failed) 
   waiting_ = false;
   if (absl::Status status = CheckSuspects(); !status.ok()) return Fail(status);
   auto pair = core_->view().Assign(Wanted(), absl::Now());
-  if (!pair.ok() && dispatches_ == 0) {
+  if (!pair.ok() && dispatches_ == 0 && !core_->queue().MayBeServed(false, absl::Now())) {
     core_->metrics().Rejected("no_worker");
     return Fail(pair.status(), core_->options().retry_after);
   }

@@ -41,8 +41,8 @@ planner::Replanner::Options ReplanOptions(const RouterOptions& options) {
 
 std::string ChangesText(const std::vector<planner::PhaseChange>& changes) {
   return absl::StrJoin(changes, ", ", [](std::string* out, const planner::PhaseChange& change) {
-    absl::StrAppend(out, change.name, ": ", std::string(planner::PhaseWord(change.from)), " → ",
-                    std::string(planner::PhaseWord(change.to)));
+    absl::StrAppend(out, change.name, ": ", planner::PhaseWord(change.from), " → ",
+                    planner::PhaseWord(change.to));
   });
 }
 

@@ -25,6 +25,13 @@ scheduler::Admission::Options AdmissionOptions(const RequestQueue::Options& opti
 
 }  // namespace
 
+scheduler::PredictedTtft TtftOf(const scheduler::Candidate& forecast) {
+  const double steps = forecast.steps_ahead;
+  return {.seconds = forecast.ttft_s,
+          .queue_s = forecast.queue_s,
+          .step_s = steps > 0 ? forecast.queue_s / steps : 0};
+}
+
 RequestQueue::RequestQueue(const Options& options, scheduler::ClusterView* view,
                            std::function<void()> wake)
     : options_(options),
@@ -32,6 +39,16 @@ RequestQueue::RequestQueue(const Options& options, scheduler::ClusterView* view,
       wake_(std::move(wake)),
       admission_(AdmissionOptions(options)) {
   for (const auto& [tenant, limits] : options_.tenants) admission_.SetTenant(tenant, limits);
+}
+
+bool RequestQueue::MayBeServed(bool workers_there, absl::Time now) {
+  std::lock_guard lock(mutex_);
+  return MayBeServedLocked(workers_there, now);
+}
+
+bool RequestQueue::MayBeServedLocked(bool workers_there, absl::Time now) {
+  missing_since_ = workers_there ? absl::InfiniteFuture() : std::min(missing_since_, now);
+  return now - missing_since_ < options_.patience;
 }
 
 scheduler::Admitted RequestQueue::Enqueue(std::shared_ptr<QueuedRequest> request,
@@ -96,17 +113,10 @@ bool RequestQueue::RoomFor(scheduler::Ticket ticket, absl::Time now) {
   Waiting& waiting = waiting_.at(ticket);
   waiting.what.chunk_ids = waiting.chunk_ids;
   const auto forecast = view_->Predict(waiting.what, now);
-  // It came while there were workers: for a while it waits for another, then it hears of it.
-  if (!forecast.ok()) {
-    if (no_worker_since_ == absl::InfinitePast()) no_worker_since_ = now;
-    return now - no_worker_since_ >= options_.patience;
-  }
-  no_worker_since_ = absl::InfinitePast();
-  if (admission_.running() == 0) return true;
-  // Nor does it help to compute a prompt whose sequence then waits for room, in the way of others.
-  return forecast->steps_ahead <= options_.dispatch_ahead_steps &&
-         forecast->decode_wait_s <= forecast->ttft_s &&
-         (forecast->decode_wait_s == 0 || forecast->tpot_s <= options_.tpot_objective_s);
+  const bool may_be_served = MayBeServedLocked(forecast.ok(), now);
+  if (!forecast.ok()) return !may_be_served;  // it hears of it then
+  return admission_.running() == 0 ||
+         scheduler::HasRoom(*forecast, options_.dispatch_ahead_steps, options_.tpot_objective_s);
 }
 
 scheduler::Ticket RequestQueue::Next(absl::Time now) {
@@ -115,7 +125,7 @@ scheduler::Ticket RequestQueue::Next(absl::Time now) {
   if (RoomFor(*first, now)) return *first;
   // A tenant does not wait for room that others have taken beyond their shares: workers compute
   // its prompt first.
-  return no_worker_since_ == absl::InfinitePast() ? admission_.PeekBelowShare().value_or(0) : 0;
+  return missing_since_ == absl::InfiniteFuture() ? admission_.PeekBelowShare().value_or(0) : 0;
 }
 
 /// A request that had to wait, or that leaves others waiting, has been given to the workers.
@@ -165,6 +175,12 @@ void RequestQueue::Pump() {
 uint32_t RequestQueue::queued() const {
   std::lock_guard lock(mutex_);
   return admission_.queued();
+}
+
+double RequestQueue::PredictFirstToken(const std::string& tenant,
+                                       const scheduler::Candidate& forecast) const {
+  std::lock_guard lock(mutex_);
+  return admission_.PredictFirstToken(tenant, TtftOf(forecast), Seconds(absl::Now()));
 }
 
 double RequestQueue::Weight(const std::string& tenant) const {

@@ -20,6 +20,9 @@
 
 namespace tandem::server {
 
+/// What admission wants to know of the forecast.
+scheduler::PredictedTtft TtftOf(const scheduler::Candidate& forecast);
+
 /// A request that waits for its turn. Called without any lock of the queue's.
 class QueuedRequest {
  public:
@@ -52,6 +55,9 @@ class RequestQueue {
   /// `wake` makes somebody call Pump soon; it must not block. `view` must outlive the queue.
   RequestQueue(const Options& options, scheduler::ClusterView* view, std::function<void()> wake);
 
+  /// Whether a request need not be refused for want of workers: they are there, or were until so
+  /// lately that others may come (`patience`). A router that has never had any refuses at once.
+  bool MayBeServed(bool workers_there, absl::Time now);
   /// Asks to be let in. On success the request is in the queue, and its turn may come at any time;
   /// otherwise the answer says why, and when to come back. Pump must follow: it tells whoever had
   /// to make room.
@@ -70,6 +76,8 @@ class RequestQueue {
   void Pump();
 
   uint32_t queued() const;
+  /// Seconds until the tenant's request has its first token, were it dispatched now.
+  double PredictFirstToken(const std::string& tenant, const scheduler::Candidate& forecast) const;
   double Weight(const std::string& tenant) const;
   /// Seconds after which a refused request may come back: the time in which what waits is served.
   double RetryAfter() const;
@@ -87,6 +95,7 @@ class RequestQueue {
   // Who may run now, the one whose turn it is or one whose tenant has less than its share; or 0.
   scheduler::Ticket Next(absl::Time now);
   bool RoomFor(scheduler::Ticket ticket, absl::Time now);
+  bool MayBeServedLocked(bool workers_there, absl::Time now);
   void CountServed(double work_tokens, absl::Time now);
 
   const Options options_;
@@ -98,7 +107,8 @@ class RequestQueue {
   absl::flat_hash_map<scheduler::Ticket, Waiting> waiting_;
   bool pumping_ = false, again_ = false;
   std::vector<std::shared_ptr<QueuedRequest>> displaced_;  // and not yet told
-  absl::Time no_worker_since_ = absl::InfinitePast();
+  // The future while there are workers of both phases; the past until there have been.
+  absl::Time missing_since_ = absl::InfinitePast();
   // How fast the queue is served while there is one.
   absl::Time last_served_ = absl::InfinitePast();
   double served_tokens_ = 0, served_s_ = 0;

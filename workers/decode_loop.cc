@@ -20,6 +20,8 @@ DecodeLoop::DecodeLoop(std::unique_ptr<Engine> engine, const Parts& parts, Optio
     : engine_(std::move(engine)), parts_(parts), options_(options) {
   alarm_->loop = this;
   thread_ = std::thread([this] { Run(); });
+  // For debuggers and profilers, and for tests that stop it.
+  (void)pthread_setname_np(thread_.native_handle(), "tandem-decode");
 }
 
 DecodeLoop::~DecodeLoop() {

@@ -41,6 +41,8 @@ PrefillLoop::PrefillLoop(std::unique_ptr<Engine> engine, kvstore::HandoffServer*
     free_sequences_.push_back(id);
   }
   thread_ = std::thread([this] { Run(); });
+  // For debuggers and profilers, and for tests that stop it.
+  (void)pthread_setname_np(thread_.native_handle(), "tandem-prefill");
 }
 
 PrefillLoop::~PrefillLoop() { Stop(); }
@@ -306,7 +308,7 @@ bool PrefillLoop::AwaitTurn() {
     const auto n = static_cast<uint32_t>(active->job.tokens.size()) - active->computed;
     const uint32_t ready = active->may_compute - active->computed;
     if (step_s == 0 && ready > 0) {
-      step_s = cost.Seconds(std::min(ready, scheduler::kUsefulPieceTokens), active->computed);
+      step_s = cost.Seconds(std::min(ready, scheduler::UsefulPieceTokens(cost)), active->computed);
     }
     latest.Add(cost, n, active->computed,
                absl::ToDoubleSeconds(active->job.cache.first_token_due - now));
@@ -347,8 +349,9 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
         model.prefill, first_position,
         kForOthers * model.prefill.Seconds(first_tenants, first_position), first_tenants, budget);
   }
-  budget = scheduler::PieceTokens(model.prefill, first_position, gate_->PrefillSeconds(),
-                                  std::min(scheduler::kUsefulPieceTokens, budget), budget);
+  budget =
+      scheduler::PieceTokens(model.prefill, first_position, gate_->PrefillSeconds(),
+                             std::min(scheduler::UsefulPieceTokens(model.prefill), budget), budget);
   uint32_t planned = 0;
   for (const auto& piece : scheduler::PlanPrefillStep(progress, budget, options_.overtake_tokens)) {
     Active& active = *prompts[piece.prompt];

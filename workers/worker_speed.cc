@@ -51,6 +51,10 @@ v1::LatencyModel WorkerSpeed::Report() const {
   report.set_saturation_tokens(model.saturation_tokens);
   report.set_prefill_samples(model.prefill_samples);
   report.set_decode_samples(model.decode_samples);
+  if (model.decode_samples > 0) {
+    report.mutable_decode_factors()->Add(model.decode.factor.begin() + 1,
+                                         model.decode.factor.end());
+  }
   return report;
 }
 

@@ -16,6 +16,8 @@ constexpr double kErrorStep = 0.1, kMostError = 4;
 constexpr double kErrorQuantile = 0.95;
 /// Of its limit: from there on a prediction is near it.
 constexpr double kNearLimit = 0.25;
+/// Prompts of a tenant below its share that workers may have, however few others' there are.
+constexpr uint32_t kFewPrompts = 2;
 
 }  // namespace
 
@@ -70,8 +72,10 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
                     (1 - tenant.bucket) / limits.requests_per_s);
     }
   }
-  const double wait_s = PredictWait(arrival.tenant, arrival.priority);
-  const double predicted_s = wait_s + arrival.ttft_s, ttft_s = predicted_s * tenant.ttft_error;
+  const double wait_s = PredictWait(arrival.tenant, arrival.priority, now_s);
+  const double compute_s = arrival.ttft.seconds - arrival.ttft.queue_s;
+  const double waiting_s = wait_s + WorkerQueueSeconds(tenant, arrival.ttft, now_s);
+  const double ttft_s = compute_s + waiting_s * tenant.wait_error;
   double limit_s = arrival.deadline_s - now_s;
   if (options_.max_ttft_s > 0) limit_s = std::min(limit_s, options_.max_ttft_s);
   if (ttft_s > limit_s) {
@@ -90,7 +94,8 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
     }
   }
   if (limits.requests_per_s > 0) tenant.bucket -= 1;
-  if (tenant.queue.empty()) tenant.start_tag = std::max(tenant.start_tag, virtual_time_);
+  tenant.start_tag = StartTag(tenant, now_s);
+  tenant.last_s = now_s;
   const Ticket ticket = ++last_ticket_;
   const int64_t order = -int64_t{arrival.priority};
   tenant.queue.emplace(Key{order, ticket}, Waiting{.ticket = ticket,
@@ -100,7 +105,8 @@ Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
   known_[ticket] = {.tenant = &tenant,
                     .order = order,
                     .arrived_s = now_s,
-                    .predicted_ttft_s = predicted_s,
+                    .compute_s = compute_s,
+                    .waiting_s = waiting_s,
                     .limit_s = limit_s};
   ++n_queued_;
   return {.ticket = ticket, .status = absl::OkStatus(), .displaced = displaced};
@@ -145,37 +151,32 @@ bool Admission::MayRun(const Tenant& tenant) const {
          (tenant.limits.max_running == 0 || tenant.running < tenant.limits.max_running);
 }
 
-double Admission::RunningWeight() const {
-  double weight = 0;
-  for (const auto& [name, tenant] : tenants_) {
-    if (tenant.running > 0) weight += tenant.limits.weight;
-  }
-  return weight;
+double Admission::StartTag(const Tenant& tenant, double now_s) const {
+  if (!tenant.queue.empty()) return tenant.start_tag;
+  const bool here = now_s - tenant.last_s < options_.credit_kept_s;
+  const double credit = here ? options_.credit_s * CapacityPerSecond() / tenant.limits.weight : 0;
+  return std::max(tenant.start_tag, virtual_time_ - credit);
 }
 
-bool Admission::BelowShare(const Tenant& tenant, double running_weight) const {
-  if (tenant.prefilling > 0) return false;
-  // One that runs nothing has less than any share, if anybody runs anything.
-  return tenant.running * running_weight < n_running_ * tenant.limits.weight;
+bool Admission::BelowShare(const Tenant& tenant, double start_tag) const {
+  return start_tag < virtual_time_ &&
+         tenant.prefilling < std::max(kFewPrompts, n_prefilling_ - tenant.prefilling);
 }
 
-std::optional<Ticket> Admission::Peek() const {
+std::optional<Ticket> Admission::Peek(bool below_share_only) const {
   const Tenant* turn = nullptr;
   for (const auto& [name, tenant] : tenants_) {
     if (!MayRun(tenant)) continue;
+    if (below_share_only && !BelowShare(tenant, tenant.start_tag)) continue;
     if (turn == nullptr || tenant.start_tag < turn->start_tag) turn = &tenant;
   }
   if (turn == nullptr) return std::nullopt;
   return turn->queue.begin()->second.ticket;
 }
 
-std::optional<Ticket> Admission::PeekBelowShare() const {
-  const double weight = RunningWeight();
-  for (const auto& [name, tenant] : tenants_) {
-    if (MayRun(tenant) && BelowShare(tenant, weight)) return tenant.queue.begin()->second.ticket;
-  }
-  return std::nullopt;
-}
+std::optional<Ticket> Admission::Peek() const { return Peek(false); }
+
+std::optional<Ticket> Admission::PeekBelowShare() const { return Peek(true); }
 
 std::optional<Ticket> Admission::Next(double) {
   const auto ticket = Peek();
@@ -193,6 +194,7 @@ void Admission::Start(Ticket ticket) {
   ++tenant.running;
   ++tenant.prefilling;
   ++n_running_;
+  ++n_prefilling_;
   known.running = known.prefilling = true;
 }
 
@@ -209,15 +211,17 @@ void Admission::Prefilled(Ticket ticket, double now_s) {
   const auto found = known_.find(ticket);
   if (found == known_.end() || !std::exchange(found->second.prefilling, false)) return;
   --found->second.tenant->prefilling;
+  --n_prefilling_;
   LearnError(found->second, now_s - found->second.arrived_s);
 }
 
-/// A quantile, by steps up and down that balance there. Only of requests that came near their
-/// limit: short waits may be many times their prediction, and say nothing of long ones.
+/// A quantile, by steps up and down that balance there. Only of requests whose waiting is not
+/// small against their limit: short waits may be many times their prediction, and say nothing of
+/// long ones.
 void Admission::LearnError(const Known& known, double ttft_s) {
-  double& error = known.tenant->ttft_error;
-  if (known.predicted_ttft_s * error < kNearLimit * known.limit_s) return;
-  const bool above = ttft_s > known.predicted_ttft_s * error;
+  double& error = known.tenant->wait_error;
+  if (known.waiting_s * error < kNearLimit * known.limit_s) return;
+  const bool above = ttft_s - known.compute_s > known.waiting_s * error;
   error *= above ? 1 + kErrorStep * kErrorQuantile : 1 - kErrorStep * (1 - kErrorQuantile);
   error = std::clamp(error, 1.0, kMostError);
 }
@@ -225,7 +229,10 @@ void Admission::LearnError(const Known& known, double ttft_s) {
 void Admission::Finish(Ticket ticket) {
   const auto found = known_.find(ticket);
   if (found == known_.end() || !found->second.running) return;
-  if (found->second.prefilling) --found->second.tenant->prefilling;
+  if (found->second.prefilling) {
+    --found->second.tenant->prefilling;
+    --n_prefilling_;
+  }
   --found->second.tenant->running;
   --n_running_;
   known_.erase(found);
@@ -252,9 +259,9 @@ uint32_t Admission::running(const std::string& name) const {
   return found == tenants_.end() ? 0 : found->second.running;
 }
 
-double Admission::ttft_error(const std::string& name) const {
+double Admission::wait_error(const std::string& name) const {
   const auto found = tenants_.find(name);
-  return found == tenants_.end() ? 1 : found->second.ttft_error;
+  return found == tenants_.end() ? 1 : found->second.wait_error;
 }
 
 double Admission::weight(const std::string& name) const {
@@ -262,19 +269,31 @@ double Admission::weight(const std::string& name) const {
   return found == tenants_.end() ? 1 : found->second.limits.weight;
 }
 
-double Admission::PredictWait(const std::string& name, int32_t priority) const {
+double Admission::PredictFirstToken(const std::string& name, const PredictedTtft& ttft,
+                                    double now_s) const {
+  const auto found = tenants_.find(name);
+  if (found == tenants_.end()) return ttft.seconds;
+  return ttft.seconds - ttft.queue_s + WorkerQueueSeconds(found->second, ttft, now_s);
+}
+
+double Admission::WorkerQueueSeconds(const Tenant& tenant, const PredictedTtft& ttft,
+                                     double now_s) const {
+  if (n_prefilling_ == 0 || !BelowShare(tenant, StartTag(tenant, now_s))) return ttft.queue_s;
+  const double own = static_cast<double>(tenant.prefilling) / n_prefilling_;
+  return std::min(ttft.queue_s, own * ttft.queue_s + ttft.step_s);
+}
+
+double Admission::PredictWait(const std::string& name, int32_t priority, double now_s) const {
   const auto found = tenants_.find(name);
   const double weight = this->weight(name);
-  // Then its turn comes at once, whatever others have waiting.
-  if (found != tenants_.end() && found->second.queue.empty() &&
-      BelowShare(found->second, RunningWeight())) {
-    return 0;
-  }
   double own_work = 0;
   double start = virtual_time_;
   if (found != tenants_.end()) {
-    start = std::max(start, found->second.start_tag);
-    for (const auto& [key, waiting] : found->second.queue) {
+    const Tenant& tenant = found->second;
+    start = StartTag(tenant, now_s);
+    // Then its turn comes at once, whatever others have waiting.
+    if (tenant.queue.empty() && BelowShare(tenant, start)) return 0;
+    for (const auto& [key, waiting] : tenant.queue) {
       if (key.first > -int64_t{priority}) break;
       own_work += waiting.work_tokens;
     }

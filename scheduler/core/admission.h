@@ -30,6 +30,15 @@ struct TenantLimits {
 /// Names a request from Enqueue until it is refused, cancelled or ended.
 using Ticket = uint64_t;
 
+/// When a request that is dispatched now has its first token.
+struct PredictedTtft {
+  double seconds = 0;
+  /// What of it is waiting for prompts that are on its prefill worker already.
+  double queue_s = 0;
+  /// The longest time for which a prompt that goes first waits nevertheless: a full step.
+  double step_s = 0;
+};
+
 /// A request that asks to be let in.
 struct Arrival {
   std::string tenant;
@@ -39,8 +48,8 @@ struct Arrival {
   double work_tokens = 1;
   /// When it is of no more use; infinity: never.
   double deadline_s = std::numeric_limits<double>::infinity();
-  /// Predicted TTFT of a request that is dispatched now.
-  double ttft_s = 0;
+  /// Of a request that is dispatched now.
+  PredictedTtft ttft;
 };
 
 /// Why a request is refused, in the words of the metric tandem_router_rejected_total.
@@ -69,8 +78,10 @@ struct Admitted {
 ///
 /// Between tenants the queue is start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM '96): a tenant
 /// of weight w that always has work waiting gets at least its share of the work, whatever others
-/// send. Within a tenant: by priority, then by arrival. When the queue is full the tenant with the
-/// most waiting for its weight loses its last request to one that has less.
+/// send. What a tenant that is here has left of its share stays its own for a while: until it has
+/// caught up it is *below its share*, goes first, and does not wait for others' work to end. Within
+/// a tenant: by priority, then by arrival. When the queue is full the tenant with the most waiting
+/// for its weight loses its last request to one that has less.
 class Admission {
  public:
   struct Options {
@@ -83,6 +94,9 @@ class Admission {
     double min_retry_s = 0.1, max_retry_s = 30;
     /// Work per second, in tokens, before any was measured.
     double work_per_s = 5000;
+    /// What a tenant can have left of its share, in seconds of all of the cluster's work; and how
+    /// long after its last request it is forgotten.
+    double credit_s = 2, credit_kept_s = 10;
   };
   explicit Admission(const Options& options) : options_(options) {}
 
@@ -97,9 +111,9 @@ class Admission {
   std::optional<Ticket> Next(double now_s);
   /// The request whose turn it is, left where it is.
   std::optional<Ticket> Peek() const;
-  /// Of a tenant that may run one more though the workers are busy with others' requests: none of
-  /// its own waits for its first token, and for its weight it runs fewer than those that run do on
-  /// average. None when there is no such tenant.
+  /// Of a tenant below its share, which may run one more though the workers are busy with others'
+  /// requests; of several, that whose turn comes first. None when there is no such tenant, or when
+  /// as many of its own prompts are being computed as others' (or a few, if that is more).
   std::optional<Ticket> PeekBelowShare() const;
   /// The waiting request runs from now on.
   void Start(Ticket ticket);
@@ -107,10 +121,10 @@ class Admission {
   bool Cancel(Ticket ticket);
   /// A running request has had its first token. Once is enough, more does no harm.
   void Prefilled(Ticket ticket, double now_s);
-  /// How many times longer than predicted the tenant's first tokens take at most, of 19 in 20
-  /// requests (at least 1): so much earlier requests are refused, since in an overload all that are
-  /// let in come near the limit, and half of them would be late.
-  double ttft_error(const std::string& tenant) const;
+  /// How many times longer than predicted the tenant's requests wait for their turn and for prompts
+  /// before theirs, at most, of 19 in 20 (at least 1): so much earlier requests are refused, since
+  /// in an overload all that are let in come near the limit, and half of them would be late.
+  double wait_error(const std::string& tenant) const;
   /// A running request has ended.
   void Finish(Ticket ticket);
   /// Waiting requests whose deadline has passed, taken out.
@@ -121,8 +135,12 @@ class Admission {
   uint32_t queued(const std::string& tenant) const;
   uint32_t running(const std::string& tenant) const;
   double weight(const std::string& tenant) const;
+  /// Seconds until the tenant's request has its first token, were it dispatched now: its prompt
+  /// goes before others' when the tenant is below its share.
+  double PredictFirstToken(const std::string& tenant, const PredictedTtft& ttft,
+                           double now_s) const;
   /// Seconds that a request of so much work would wait, were it to come now.
-  double PredictWait(const std::string& tenant, int32_t priority) const;
+  double PredictWait(const std::string& tenant, int32_t priority, double now_s) const;
   /// Seconds until all that waits now is served.
   double PredictDrain() const;
 
@@ -140,21 +158,25 @@ class Admission {
     std::map<Key, Waiting> queue;
     double queued_work = 0;
     double start_tag = 0;  // of the first in the queue, in tokens for a weight of 1
+    double last_s = -std::numeric_limits<double>::infinity();  // when its last request came
     uint32_t running = 0, prefilling = 0;
-    double ttft_error = 1;
+    double wait_error = 1;
   };
   struct Known {
     Tenant* tenant = nullptr;
     int64_t order = 0;
     bool running = false, prefilling = false;
-    double arrived_s = 0, predicted_ttft_s = 0, limit_s = 0;
+    double arrived_s = 0, compute_s = 0, waiting_s = 0, limit_s = 0;
   };
 
   Tenant& TenantOf(const std::string& name);
+  std::optional<Ticket> Peek(bool below_share_only) const;
   bool MayRun(const Tenant& tenant) const;
-  /// Of the tenants of which something runs.
-  double RunningWeight() const;
-  bool BelowShare(const Tenant& tenant, double running_weight) const;
+  /// That of its next request, were it to come now.
+  double StartTag(const Tenant& tenant, double now_s) const;
+  bool BelowShare(const Tenant& tenant, double start_tag) const;
+  /// Of `ttft.queue_s`, what the tenant's request would wait.
+  double WorkerQueueSeconds(const Tenant& tenant, const PredictedTtft& ttft, double now_s) const;
   bool Full() const;
   double CapacityPerSecond() const;
   void Remove(Tenant& tenant, std::map<Key, Waiting>::iterator at);
@@ -166,7 +188,7 @@ class Admission {
   std::map<std::string, Tenant> tenants_;
   absl::flat_hash_map<Ticket, Known> known_;
   Ticket last_ticket_ = 0;
-  uint32_t n_queued_ = 0, n_running_ = 0;
+  uint32_t n_queued_ = 0, n_running_ = 0, n_prefilling_ = 0;
   double virtual_time_ = 0;
   double capacity_per_s_ = 0;
 };

@@ -18,10 +18,18 @@ constexpr size_t kPrefillSides = 4, kHolders = 3;
 constexpr size_t kCandidates = 8;
 /// Workers that are looked at first, those that promise most: what they give rules most others out.
 constexpr size_t kFirst = 8;
+/// Where many are about equal, so many are enough to draw lots among: workers, and pairs of them.
+/// Which ones, chance decides.
+constexpr size_t kMostSides = 32, kMostPairs = 64;
 /// What an objective missed by its own length adds to the score, besides the time itself.
 constexpr double kMissed = 4;
 /// Of a worker or a pair that is to be taken only when there is no other.
 constexpr double kExcluded = 1e6;
+/// Of a handoff from a worker that could decode the sequence itself; docs/scheduling.md says why.
+constexpr double kLeaves = 2;
+/// Of a prompt that a decode worker computes while sequences are there or on their way: as much as
+/// a wait of the TTFT objective, so it is done when the prompt would about miss that elsewhere.
+constexpr double kDisturbs = 1;
 /// Scores that differ by less are equal, however small they are.
 constexpr double kSmallestDifference = 1e-4;
 
@@ -55,6 +63,7 @@ struct Dispatcher::Scratch {
   struct Side {
     WorkerIndex worker = kNoWorker;
     double score = 0;
+    double compute_s = 0;  // of those that were looked at closely
   };
   struct DecodeSide {
     WorkerIndex worker = kNoWorker;
@@ -94,6 +103,7 @@ class Dispatcher::Choice {
   struct Ttft {
     double queue_s = 0, compute_s = 0, load_s = 0, steps_ahead = 0;
     uint32_t cached_tokens = 0;
+    double until_s() const { return queue_s + compute_s + load_s; }
   };
 
   // In the order in which they are called.
@@ -105,18 +115,22 @@ class Dispatcher::Choice {
   Decision Decide();
   absl::Status Nobody() const;
 
+  template <typename Visit>
+  void FromAnywhere(size_t n, Visit visit);
   Ttft PredictTtft(WorkerIndex index) const;
   double AheadSeconds(const Hot& hot) const;
   void BoundLoads();
   void BoundTtfts();
-  double ScoreOf(WorkerIndex index, const Ttft& ttft) const;
+  Side Scored(WorkerIndex index) const;
   DecodeSide DecodeOf(WorkerIndex index) const;
   double HandoffSeconds(double compute_s, const Link& link) const;
   double TpotSeconds(const DecodeSide& decode, double handoff_s) const;
-  double PairScore(const Side& prefill, double compute_s, const DecodeSide& decode) const;
+  double PairScore(const Side& prefill, const DecodeSide& decode) const;
   Candidate Describe(const Pair& pair) const;
   double Penalty(WorkerIndex worker) const;
   double PairPenalty(WorkerIndex prefill, WorkerIndex decode) const;
+  double LeavingPenalty(WorkerIndex prefill, WorkerIndex decode) const;
+  double DisturbingPenalty(WorkerIndex worker) const;
   double PenaltyOf(const Pair& pair) const;
   double Limit(double least, double penalty) const;
 
@@ -175,6 +189,17 @@ double Dispatcher::Choice::PairPenalty(WorkerIndex prefill, WorkerIndex decode) 
     if (p == prefill && d == decode) return kExcluded;
   }
   return d_.Avoided(prefill, decode, now_s_) ? kExcluded : 0;
+}
+
+/// A sequence that a worker which does both gives away joins others elsewhere that have saved no
+/// time for it: prompts there wait longer for their turn than the sequence would have cost at home.
+double Dispatcher::Choice::LeavingPenalty(WorkerIndex prefill, WorkerIndex decode) const {
+  if (work_.fixed_prefill || prefill == decode) return 0;
+  return (d_.bounds_.role[prefill] & Bounds::kDecodes) != 0 ? kLeaves : 0;
+}
+
+double Dispatcher::Choice::DisturbingPenalty(WorkerIndex worker) const {
+  return (d_.bounds_.role[worker] & Bounds::kServes) != 0 ? kDisturbs : 0;
 }
 
 double Dispatcher::Choice::PenaltyOf(const Pair& pair) const {
@@ -298,9 +323,11 @@ void Dispatcher::Choice::BoundTtfts() {
   }
 }
 
-double Dispatcher::Choice::ScoreOf(WorkerIndex index, const Ttft& ttft) const {
-  return Term(work_.waited_s + ttft.queue_s + ttft.compute_s + ttft.load_s, ttft_objective_s_) +
-         Penalty(index);
+Dispatcher::Choice::Side Dispatcher::Choice::Scored(WorkerIndex index) const {
+  const Ttft ttft = PredictTtft(index);
+  return {.worker = index,
+          .score = Term(work_.waited_s + ttft.until_s(), ttft_objective_s_) + Penalty(index),
+          .compute_s = ttft.compute_s};
 }
 
 void Dispatcher::Choice::ScorePrefills() {
@@ -326,17 +353,25 @@ void Dispatcher::Choice::ScorePrefills() {
   double limit = best.worst();
   auto look = [&](const Side& side) {
     if (side.score > limit) return;
-    const double score = ScoreOf(side.worker, PredictTtft(side.worker));
-    s_.prefills.push_back({.worker = side.worker, .score = score});
-    best.Insert(score);
+    s_.prefills.push_back(Scored(side.worker));
+    best.Insert(s_.prefills.back().score);
     limit = std::max(best.worst(), Limit(best.best(), 0));
   };
   for (const Side& side : s_.least) {
     if (side.score <= first.worst()) look(side);
   }
-  for (const Side& side : s_.least) {
-    if (side.score > first.worst()) look(side);
-  }
+  FromAnywhere(s_.least.size(), [&](size_t i) {
+    if (s_.least[i].score > first.worst()) look(s_.least[i]);
+    return s_.prefills.size() < kMostSides;
+  });
+}
+
+/// Calls `visit` with 0 to n - 1, beginning anywhere and going round, until it returns false.
+template <typename Visit>
+void Dispatcher::Choice::FromAnywhere(size_t n, Visit visit) {
+  if (n == 0) return;
+  size_t at = absl::Uniform<size_t>(random_, 0, n);
+  for (size_t i = 0; i < n && visit(at); ++i) at = at + 1 == n ? 0 : at + 1;
 }
 
 /// Equals at the edge draw lots, so that the same ones are not always taken.
@@ -381,15 +416,15 @@ void Dispatcher::Choice::PredictDecodes() {
   const double per_objective = 1 / tpot_objective_s_;
   for (size_t i = 0; i < n_workers; ++i) {
     const double alone_s = next_s[i] + prompt * per_context_token_s[i];
-    // Places and room come free as sequences of the expected length end.
-    const double life_s = output * alone_s;
-    const double over = (life_tokens[i] + prompt + output) * per_capacity_token[i] - 1;
-    waits_s[i] = life_s * (lives_to_wait[i] > over ? lives_to_wait[i] : over);
     // While it computes prompts as well, its steps come as far apart as the objective allows.
+    const double life_s = output * alone_s;
     const double spare_s = tpot_objective_s_ - alone_s;
     const double ahead_s = prefill_ahead_s[i];
     const double share = ahead_s < life_s ? ahead_s / life_s : (ahead_s > 0 ? 1 : 0);
     steps_s[i] = alone_s + share * (spare_s > 0 ? spare_s : 0);
+    // Places and room come free as sequences of the expected length end.
+    const double over = (life_tokens[i] + prompt + output) * per_capacity_token[i] - 1;
+    waits_s[i] = output * steps_s[i] * (lives_to_wait[i] > over ? lives_to_wait[i] : over);
     const double ratio = (steps_s[i] + waits_s[i] * per_further_token_) * per_objective;
     least[i] = ratio + kMissed * (ratio > 1 ? ratio - 1 : 0);
   }
@@ -414,11 +449,11 @@ double Dispatcher::Choice::TpotSeconds(const DecodeSide& decode, double handoff_
   return decode.step_s + (decode.wait_s + handoff_s) * per_further_token_;
 }
 
-double Dispatcher::Choice::PairScore(const Side& prefill, double compute_s,
-                                     const DecodeSide& decode) const {
-  const double handoff_s = HandoffSeconds(compute_s, d_.LinkBetween(prefill.worker, decode.worker));
+double Dispatcher::Choice::PairScore(const Side& prefill, const DecodeSide& decode) const {
+  const double handoff_s =
+      HandoffSeconds(prefill.compute_s, d_.LinkBetween(prefill.worker, decode.worker));
   return prefill.score + Term(TpotSeconds(decode, handoff_s), tpot_objective_s_) + decode.penalty +
-         PairPenalty(prefill.worker, decode.worker);
+         PairPenalty(prefill.worker, decode.worker) + LeavingPenalty(prefill.worker, decode.worker);
 }
 
 void Dispatcher::Choice::ScorePairs() {
@@ -432,8 +467,8 @@ void Dispatcher::Choice::ScorePairs() {
   // would only make it worse.
   Lowest<kCandidates> least;
   double limit = least.worst();
-  auto add = [&](const Side& prefill, double compute_s, const DecodeSide& decode) {
-    const double score = PairScore(prefill, compute_s, decode);
+  auto add = [&](const Side& prefill, const DecodeSide& decode) {
+    const double score = PairScore(prefill, decode);
     s_.pairs.push_back({.prefill = prefill.worker, .decode = decode.worker, .score = score});
     least.Insert(score);
     limit = std::max(least.worst(), Limit(least.best(), 0));
@@ -441,32 +476,40 @@ void Dispatcher::Choice::ScorePairs() {
   Lowest<kFirst> first;
   for (const double score : s_.least_tpot) first.Insert(score);
   Lowest<1> best_prefill;
-  std::array<double, kPrefillSides> compute_s = {};
-  for (size_t i = 0; i < s_.prefills.size(); ++i) {
-    best_prefill.Insert(s_.prefills[i].score);
-    if (!work_.fixed_prefill) compute_s[i] = PredictTtft(s_.prefills[i].worker).compute_s;
-  }
+  for (const Side& side : s_.prefills) best_prefill.Insert(side.score);
   const std::vector<uint8_t>& roles = d_.bounds_.role;
+  // Those that do both, each with itself: no other pair may push these out.
+  const bool may_stay = !work_.fixed_prefill;
+  for (const Side& side : s_.prefills) {
+    const bool decodes = (roles[side.worker] & Bounds::kDecodes) != 0;
+    if (may_stay && decodes) add(side, DecodeOf(side.worker));
+  }
   for (const bool among_first : {true, false}) {
-    for (WorkerIndex w = 0; w < s_.least_tpot.size(); ++w) {
+    FromAnywhere(s_.least_tpot.size(), [&](size_t w) {
       const double least_tpot = s_.least_tpot[w];
       if ((least_tpot <= first.worst()) != among_first ||
           best_prefill.best() + least_tpot > limit || (roles[w] & Bounds::kDecodes) == 0) {
-        continue;
+        return true;
       }
-      const DecodeSide decode = DecodeOf(w);
-      for (size_t i = 0; i < s_.prefills.size(); ++i) {
-        if (s_.prefills[i].score + least_tpot <= limit) add(s_.prefills[i], compute_s[i], decode);
+      const DecodeSide decode = DecodeOf(static_cast<WorkerIndex>(w));
+      for (const Side& side : s_.prefills) {
+        if (may_stay && side.worker == w) continue;
+        if (side.score + least_tpot <= limit) add(side, decode);
       }
-    }
+      return s_.pairs.size() < kMostPairs;
+    });
   }
-  // Each with itself.
-  for (const Side& own : s_.alone) {
-    if (own.score + s_.least_tpot[own.worker] > limit) continue;
-    const Ttft ttft = PredictTtft(own.worker);
-    add({.worker = own.worker, .score = ScoreOf(own.worker, ttft)}, ttft.compute_s,
-        DecodeOf(own.worker));
-  }
+  // Decode workers that prefill, each with itself.
+  const size_t n_most = s_.pairs.size() + kMostSides;
+  FromAnywhere(s_.alone.size(), [&](size_t i) {
+    const Side& least_own = s_.alone[i];
+    const WorkerIndex worker = least_own.worker;
+    if (least_own.score + s_.least_tpot[worker] > limit) return true;
+    Side own = Scored(worker);
+    own.score += DisturbingPenalty(worker);
+    add(own, DecodeOf(worker));
+    return s_.pairs.size() < n_most;
+  });
 }
 
 Decision Dispatcher::Choice::Decide() {
@@ -515,14 +558,17 @@ Candidate Dispatcher::Choice::Describe(const Pair& pair) const {
   Candidate candidate = {.prefill = pair.prefill,
                          .decode = pair.decode,
                          .score = pair.score,
-                         .ttft_s = work_.waited_s + ttft.queue_s + ttft.compute_s + ttft.load_s,
+                         .ttft_s = work_.waited_s + ttft.until_s(),
                          .queue_s = ttft.queue_s,
                          .compute_s = ttft.compute_s,
                          .load_s = ttft.load_s,
                          .cached_tokens = ttft.cached_tokens,
                          .steps_ahead = ttft.steps_ahead};
   if (!work_.needs_decode) return candidate;
-  const DecodeSide decode = DecodeOf(pair.decode);
+  DecodeSide decode = DecodeOf(pair.decode);
+  // The sequence needs its place only when the prompt is computed. Scores count the whole wait, by
+  // which workers that have no place are told apart.
+  decode.wait_s = std::max(0.0, decode.wait_s - ttft.until_s());
   candidate.step_s = decode.step_s;
   candidate.decode_wait_s = decode.wait_s;
   candidate.handoff_s = HandoffSeconds(ttft.compute_s, d_.LinkBetween(pair.prefill, pair.decode));

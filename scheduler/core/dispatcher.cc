@@ -17,6 +17,11 @@ uint64_t PairKey(WorkerIndex a, WorkerIndex b) {
 
 }  // namespace
 
+bool HasRoom(const Candidate& pair, double dispatch_ahead_steps, double tpot_objective_s) {
+  return pair.steps_ahead <= dispatch_ahead_steps && pair.decode_wait_s <= pair.ttft_s &&
+         (pair.decode_wait_s == 0 || pair.tpot_s <= tpot_objective_s);
+}
+
 WorkerIndex Dispatcher::Add() {
   if (free_workers_.empty()) {
     free_workers_.push_back(static_cast<WorkerIndex>(workers_.size()));
@@ -88,7 +93,7 @@ void Dispatcher::Refresh(WorkerIndex index) {
           ? 0
           : report.latency.decode.StepSeconds(report.decode_running, report.kv_used_tokens);
   RefreshPrefill(index, step_s);
-  RefreshDecode(index, step_s);
+  RefreshDecode(index);
 }
 
 void Dispatcher::RefreshPrefill(WorkerIndex index, double step_s) {
@@ -115,7 +120,7 @@ void Dispatcher::RefreshPrefill(WorkerIndex index, double step_s) {
       report.takes_prefill ? hot.reported_ahead_s + hot.assigned_ahead_s : 0;
 }
 
-void Dispatcher::RefreshDecode(WorkerIndex index, double step_s) {
+void Dispatcher::RefreshDecode(WorkerIndex index) {
   const Worker& worker = workers_[index];
   const WorkerReport& report = worker.report;
   const LatencyModel& latency = report.latency;
@@ -132,9 +137,10 @@ void Dispatcher::RefreshDecode(WorkerIndex index, double step_s) {
       report.kv_capacity_tokens == 0 ? 0 : 1 / static_cast<double>(report.kv_capacity_tokens);
   uint8_t role = report.takes_decode ? Bounds::kDecodes : 0;
   if (report.takes_prefill) role |= report.decode_first ? Bounds::kPrefillsToo : Bounds::kPrefills;
+  if (n_sequences > 0) role |= Bounds::kServes;
   // A prefill step between two of its decode steps, at the least.
   const bool has_time =
-      step_s == 0 ||
+      n_sequences == 0 ||
       next_step_s + latency.prefill.Seconds(options_.min_piece_tokens) <= options_.tpot_objective_s;
   if (report.takes_decode && (role & Bounds::kPrefillsToo) != 0 && has_time) {
     role |= Bounds::kPrefillsSelf;
@@ -233,6 +239,18 @@ void Dispatcher::DecodeReported(Assignment& assignment) {
   assignment.decode.unreported = false;
 }
 
+void Dispatcher::LeaveReport(const Assignment& assignment) {
+  Worker* const worker = Find(assignment.decode);
+  if (worker == nullptr) return;
+  WorkerReport& report = worker->report;
+  uint32_t& sequences = report.decode_running > 0 ? report.decode_running : report.decode_waiting;
+  sequences -= std::min(sequences, 1u);
+  report.kv_used_tokens -= std::min<uint64_t>(report.kv_used_tokens, assignment.prompt_tokens);
+  report.kv_expected_tokens -=
+      std::min<uint64_t>(report.kv_expected_tokens, assignment.life_tokens);
+  Refresh(assignment.decode.worker);
+}
+
 void Dispatcher::DecodeBegins(AssignmentId id, double now_s) {
   Assignment* const assignment = Find(id);
   if (assignment == nullptr) return;
@@ -251,7 +269,11 @@ void Dispatcher::ReleasePrefill(AssignmentId id) {
 void Dispatcher::ReleaseDecode(AssignmentId id) {
   Assignment* const assignment = Find(id);
   if (assignment == nullptr || assignment->decode.worker == kNoWorker) return;
-  DecodeReported(*assignment);
+  if (assignment->decode.unreported) {
+    DecodeReported(*assignment);
+  } else {
+    LeaveReport(*assignment);
+  }
   if (Worker* worker = Find(assignment->decode)) --worker->assigned_decode;
   assignment->decode = Part();
   FreeIfDone(id);

@@ -89,6 +89,12 @@ struct Candidate {
   double steps_ahead = 0;
 };
 
+/// Whether the pair has room for the request, which waits in the router otherwise: no more than
+/// `dispatch_ahead_steps` full steps of work are ahead of its prompt, and its sequence will not
+/// wait for a decode place for longer than for its first token, nor so long that it misses its
+/// objective: it does not help to compute a prompt whose sequence then waits, in the way of others.
+bool HasRoom(const Candidate& pair, double dispatch_ahead_steps, double tpot_objective_s);
+
 struct Decision {
   /// The one that was chosen.
   Candidate choice;
@@ -207,6 +213,7 @@ class Dispatcher {
       kDecodes = 2,
       kPrefillsToo = 4,   // a decode worker that prefills for others when nobody else does
       kPrefillsSelf = 8,  // and, as things are, for what it decodes itself
+      kServes = 16,       // sequences are there, or on their way
     };
     std::vector<uint8_t> role;
     // Slowdown included. Infinite base: it takes no prompts.
@@ -224,7 +231,7 @@ class Dispatcher {
 
   void Refresh(WorkerIndex worker);
   void RefreshPrefill(WorkerIndex worker, double step_s);
-  void RefreshDecode(WorkerIndex worker, double step_s);
+  void RefreshDecode(WorkerIndex worker);
   Link Unmeasured() const {
     return {.bytes_per_s = options_.default_bytes_per_s, .rtt_s = options_.default_rtt_s};
   }
@@ -232,6 +239,8 @@ class Dispatcher {
   Assignment* Find(AssignmentId id);
   void PrefillReported(Assignment& assignment);
   void DecodeReported(Assignment& assignment);
+  // A sequence that has ended and that the worker's last report still counts.
+  void LeaveReport(const Assignment& assignment);
   void FreeIfDone(AssignmentId id);
   bool Avoided(WorkerIndex a, WorkerIndex b, double now_s) const;
 

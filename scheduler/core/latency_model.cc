@@ -7,8 +7,11 @@
 namespace tandem::scheduler {
 namespace {
 
-/// A sample counts half after 140 more.
-constexpr double kForget = 0.995;
+/// A sample counts half after 46 more that tell the same.
+constexpr double kForget = 0.985;
+/// Of an error, the share that is believed to be all coefficients': a machine that has become
+/// slower is slower at everything.
+constexpr double kCommon = 0.02;
 /// Weight of the prior, in samples.
 constexpr double kPriorWeight = 0.05;
 /// Errors beyond so many mean errors count as so many.
@@ -67,7 +70,9 @@ void CostFit::Observe(const Row& row, double seconds) {
   if (samples_ >= kOutliersFrom && predicted > kNothing) {
     const double error = (seconds - predicted) / predicted;
     const double limit = kHuber * spread_;
-    seconds = predicted * (1 + std::clamp(error, -std::min(limit, 0.9), limit));
+    const double believed = std::clamp(error, -std::min(limit, 0.9), limit);
+    seconds = predicted * (1 + believed);
+    for (double& each : vector_) each *= 1 + kCommon * std::min(believed, 1.0);
     // Grows while errors go beyond the limit, so that a lasting change gets through.
     spread_ += 0.05 * (std::min(std::abs(error), 2 * limit) - spread_);
     spread_ = std::max(spread_, kSmallestSpread);
@@ -76,13 +81,23 @@ void CostFit::Observe(const Row& row, double seconds) {
   const double prior = Dot(prior_, row);
   const double share = std::max(1.0 / static_cast<double>(samples_), 1 - kForget);
   prior_scale_ += share * (seconds / prior - prior_scale_);
+  Forget(row);
   for (unsigned i = 0; i < 3; ++i) {
-    for (unsigned j = 0; j < 3; ++j) {
-      matrix_[i][j] = kForget * matrix_[i][j] + row[i] * row[j] / (seconds * seconds);
-    }
-    vector_[i] = kForget * vector_[i] + row[i] / seconds;
+    for (unsigned j = 0; j < 3; ++j) matrix_[i][j] += row[i] * row[j] / (seconds * seconds);
+    vector_[i] += row[i] / seconds;
   }
   Solve();
+}
+
+void CostFit::Forget(const Row& row) {
+  const Row along = {Dot(matrix_[0], row), Dot(matrix_[1], row), Dot(matrix_[2], row)};
+  const double known = Dot(along, row);
+  if (known <= kNothing) return;
+  const double share = (1 - kForget) / known, value = Dot(vector_, row);
+  for (unsigned i = 0; i < 3; ++i) {
+    for (unsigned j = 0; j < 3; ++j) matrix_[i][j] -= share * along[i] * along[j];
+    vector_[i] -= share * along[i] * value;
+  }
 }
 
 void CostFit::Solve() {
@@ -118,8 +133,8 @@ CostFit::State CostFit::state() const {
 }
 
 void CostFit::Restore(State state, double most_samples) {
-  // Of an endless row of samples so many count.
-  constexpr double kMostWeight = 1 / (1 - kForget);
+  // Of an endless row of samples so many count, for each of the coefficients.
+  constexpr double kMostWeight = 3 / (1 - kForget);
   const double weight = std::max(1.0, std::min(static_cast<double>(state.samples), kMostWeight));
   const double share = std::min(1.0, most_samples / weight);
   matrix_ = state.matrix;

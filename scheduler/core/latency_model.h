@@ -34,6 +34,8 @@ struct PrefillCost {
 struct DecodeCost {
   /// Batches up to so many sequences have a correction of their own.
   static constexpr uint32_t kFactors = 33;
+  /// A factor outside of these is no measurement.
+  static constexpr float kLeastFactor = 0.05F, kMostFactor = 20;
 
   double base_s = 5e-3;
   double per_sequence_s = 1e-3;
@@ -73,8 +75,11 @@ struct LatencyModel {
 };
 
 /// Least squares over three non-negative coefficients, sample by sample: errors count relative to
-/// the time, old samples are forgotten, outliers limited (Huber, "Robust Estimation of a Location
-/// Parameter", 1964). Until samples decide, the coefficients keep the prior's proportions.
+/// the time, outliers are limited (Huber, "Robust Estimation of a Location Parameter", 1964), and
+/// old samples are forgotten, but only as far as new ones tell the same: a thousand steps of one
+/// sequence leave what was learned of eight (directional forgetting: Kulhavý, "Restricted
+/// Exponential Forgetting in Real-Time Identification", 1987). Until samples decide, the
+/// coefficients keep the prior's proportions.
 class CostFit {
  public:
   using Row = std::array<double, 3>;
@@ -100,6 +105,8 @@ class CostFit {
   void Restore(State state, double most_samples);
 
  private:
+  // Of what is known about `row`; what is known besides stays.
+  void Forget(const Row& row);
   void Solve();
 
   Row prior_;

@@ -16,8 +16,9 @@
 
 namespace tandem::scheduler {
 
-/// Tokens of a prefill step between decode steps; shorter pieces cost more than they are worth.
-inline constexpr uint32_t kUsefulPieceTokens = 128;
+/// Tokens of a prefill step between decode steps, 128 at least: of shorter pieces too much would be
+/// what every step costs, whatever is in it.
+uint32_t UsefulPieceTokens(const PrefillCost& cost);
 
 /// Seconds that a sequence has saved which got `tokens` tokens in `seconds`. It may use up only a
 /// part of its objective: the rest is for what nobody foresees.

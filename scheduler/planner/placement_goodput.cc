@@ -35,8 +35,13 @@ int GridBelow(double rps) {
 }
 
 absl::Status CheckTask(const PlanTask& task) {
-  if (Describe(task.workload).rate_rps <= 0) {
+  const double rate_rps = Describe(task.workload).rate_rps;
+  if (rate_rps <= 0) {
     return absl::InvalidArgumentError("the workload has fewer than two arrivals in time");
+  }
+  // Arrivals so close together could not be told apart at another rate.
+  if (rate_rps > 1e9) {
+    return absl::InvalidArgumentError("the workload has more than 1e9 requests a second");
   }
   const SimulatorOptions& options = task.simulator;
   if (!(options.ttft_slo_s > 0) || !(options.tpot_slo_s > 0) || !(task.attainment_target > 0) ||
@@ -234,20 +239,23 @@ absl::StatusOr<double> GoodputUpTo(const PlanTask& task, const std::vector<Phase
 }
 
 absl::StatusOr<double> GoodputFrom(const PlanTask& task, const std::vector<PhaseCounts>& counts,
-                                   double bound_rps, double from_rps, uint64_t& simulations) {
-  int low = GridBelow(from_rps), high = GridBelow(bound_rps) + 1;
+                                   double bound_rps, double from_rps, uint64_t& simulations,
+                                   int patience) {
+  const int from = GridBelow(from_rps);
+  int low = from, high = GridBelow(bound_rps) + 1;
   for (int step = 1; high - low > 1; step *= 2) {
     const int k = std::min(low + step, low + (high - low) / 2);
     ++simulations;
     ASSIGN_OR_RETURN(const SimulationResult result, SimulatePlacement(task, counts, RateOf(k)));
     if (result.attainment.both >= task.attainment_target) {
       low = k;
-    } else {
+    } else if (low > from || --patience <= 0 || step >= (high - low) / 2) {
+      patience = 0;  // there is no larger step, so the next one would be this one again
       high = k;
       step = 1;
     }
   }
-  return low == GridBelow(from_rps) ? from_rps : RateOf(low);
+  return low == from ? from_rps : RateOf(low);
 }
 
 absl::Status ForEachInParallel(uint32_t threads, size_t n,

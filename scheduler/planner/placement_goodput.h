@@ -76,9 +76,11 @@ absl::StatusOr<double> GoodputUpTo(const PlanTask& task, const std::vector<Phase
                                    double bound_rps, double at_least_rps, uint64_t& simulations);
 
 /// The goodput of a placement that is probably a little better than `from_rps`: the next places of
-/// the grid are tried, then ever larger steps. `from_rps` when it does not even reach the next.
+/// the grid are tried, then ever larger steps. `from_rps` when it does not even reach the next;
+/// with `patience`, when it reaches none of so many: one that fails may be noise.
 absl::StatusOr<double> GoodputFrom(const PlanTask& task, const std::vector<PhaseCounts>& counts,
-                                   double bound_rps, double from_rps, uint64_t& simulations);
+                                   double bound_rps, double from_rps, uint64_t& simulations,
+                                   int patience = 1);
 
 /// Calls `work` for 0 … n − 1 on so many threads. The first error in that order.
 absl::Status ForEachInParallel(uint32_t threads, size_t n,

@@ -167,7 +167,7 @@ std::optional<PhaseChange> Replanner::Step(const ClusterNow& cluster,
     }
     // It stays as it is: told once, not at every look.
     const std::string what =
-        absl::StrCat(urgent->change.worker_id, " ", std::string(PhaseWord(urgent->change.to)));
+        absl::StrCat(urgent->change.worker_id, " ", PhaseWord(urgent->change.to));
     if (std::exchange(dry_urgent_, what) != what) RememberUrgent(*urgent, now_s);
   }
   const bool movable = std::any_of(cluster.nodes.begin(), cluster.nodes.end(),
@@ -242,7 +242,7 @@ void Replanner::Refused(const PhaseChange& change, const std::string& why, doubl
   pending_.clear();
   Remember({.at_s = now_s,
             .outcome = Outcome::kFailed,
-            .trigger = absl::StrCat(change.name, " was told: ", std::string(PhaseWord(change.to))),
+            .trigger = absl::StrCat(change.name, " was told: ", PhaseWord(change.to)),
             .reason = why,
             .changes = {change}});
 }

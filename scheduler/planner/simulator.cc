@@ -55,7 +55,7 @@ struct Request {
   scheduler::AssignmentId assignment = 0;
   /// Negative: not yet.
   double begun_s = -1, first_s = -1;
-  double prompt_end_s = 0;
+  double prompt_end_s = 0, pull_begun_s = 0;
 };
 
 struct Running {
@@ -99,7 +99,6 @@ struct Worker {
   uint64_t decode_steps = 0;
   scheduler::OutputLengthEstimate lengths;
 
-  bool mixed() const { return spec.phase == Phase::kMixed; }
   uint64_t KvTokens() const { return running_context + pulling_context + prompt_kv_tokens; }
 };
 
@@ -167,7 +166,8 @@ class Simulation {
       if (arrived < requests_.size() &&
           (events_.empty() || workload_[arrived].arrival_s <= events_.top().at_s)) {
         now_s_ = workload_[arrived].arrival_s;
-        Dispatch(static_cast<Index>(arrived++));
+        held_.push_back(static_cast<Index>(arrived++));
+        LetGo();
         continue;
       }
       const Event event = events_.top();
@@ -175,6 +175,7 @@ class Simulation {
       n_effective_ -= event.kind != Event::Kind::kReport;
       now_s_ = event.at_s;
       Handle(event);
+      if (std::exchange(may_have_room_, false)) LetGo();
     }
     Finish();
     return std::move(result_);
@@ -211,7 +212,6 @@ class Simulation {
       case Event::Kind::kBack:
         workers_[event.subject].dead = false;
         Report(event.subject);
-        RetryHomeless();
         return;
     }
   }
@@ -227,54 +227,75 @@ class Simulation {
     Worker& worker = workers_[w];
     if (worker.dead) return;
     const WorkerSpeed& speed = worker.spec.speed;
+    const auto context =
+        static_cast<uint32_t>(worker.running_context / std::max<size_t>(1, worker.running.size()));
     dispatcher_.Report(
         w,
-        {.takes_prefill = worker.spec.phase != Phase::kDecode,
+        {.takes_prefill = worker.spec.phase != Phase::kDecode || options_.prefill_on_decode,
          .takes_decode = worker.spec.phase != Phase::kPrefill,
+         .decode_first = worker.spec.phase == Phase::kDecode,
          .tokens_to_compute = worker.tokens_to_compute,
          .decode_running = static_cast<uint32_t>(worker.running.size() + worker.joining.size()),
          .decode_waiting = static_cast<uint32_t>(worker.asking.size() + worker.parked.size()) +
                            worker.batch.n_sequences -
                            static_cast<uint32_t>(worker.running.size() + worker.joining.size()),
-         .max_sequences = speed.max_sequences,
+         .max_sequences = scheduler::StepLimit(Room(worker), speed.latency.decode, context),
          .kv_used_tokens = worker.running_context,
          .kv_expected_tokens = worker.batch.life_tokens + worker.asking_life,
          .kv_capacity_tokens = speed.kv_capacity_tokens,
          .latency = speed.latency},
         now_s_);
+    may_have_room_ = true;
   }
 
-  void Dispatch(Index r) {
-    Request& request = requests_[r];
-    const WorkloadRequest& wanted = workload_[r];
-    const uint32_t left = TokensLeft(r);
+  scheduler::Work WorkOf(Index r) const {
     scheduler::Work work;
     work.prompt_tokens = PromptTokens(r);
     work.expected_output_tokens =
         static_cast<uint32_t>(std::max(1.0, std::round(expected_output_)));
-    work.needs_decode = left > 1;
+    work.needs_decode = TokensLeft(r) > 1;
     work.kv_bytes_per_token = wire_bytes_per_token_;
-    work.waited_s = now_s_ - wanted.arrival_s;
+    work.waited_s = now_s_ - workload_[r].arrival_s;
+    return work;
+  }
+
+  /// Gives requests to the workers in order of arrival, as long as those have room.
+  void LetGo() {
+    while (!held_.empty() && Dispatch(held_.front(), n_running_ > 0)) held_.pop_front();
+  }
+
+  /// Gives the request to workers. False when there are none, or when it `needs_room` and they have
+  /// none for it.
+  bool Dispatch(Index r, bool needs_room) {
+    const scheduler::Work work = WorkOf(r);
     const auto decision = dispatcher_.Choose(work, now_s_, random_);
-    if (!decision.ok()) {
-      homeless_.push_back(r);
-      return;
+    if (!decision.ok()) return false;
+    if (needs_room &&
+        !scheduler::HasRoom(decision->choice, options_.dispatch_ahead_steps, options_.tpot_slo_s)) {
+      return false;
     }
-    request.prefill = decision->choice.prefill;
-    request.decode = work.needs_decode ? decision->choice.decode : request.prefill;
+    Assign(r, work, decision->choice);
+    return true;
+  }
+
+  void Assign(Index r, const scheduler::Work& work, const scheduler::Candidate& choice) {
+    ++n_running_;
+    Request& request = requests_[r];
+    request.prefill = choice.prefill;
+    request.decode = work.needs_decode ? choice.decode : request.prefill;
     Worker& worker = workers_[request.prefill];
-    const uint64_t whole = uint64_t{work.prompt_tokens} + left;
+    const uint64_t whole = uint64_t{work.prompt_tokens} + TokensLeft(r);
     if (whole > worker.spec.speed.kv_capacity_tokens ||
         whole > workers_[request.decode].spec.speed.kv_capacity_tokens) {
       End(r);
       return;
     }
-    request.assignment = dispatcher_.Assign(work, decision->choice, now_s_);
+    request.assignment = dispatcher_.Assign(work, choice, now_s_);
     ++result_.pairs[{request.prefill, request.decode}];
     request.begun_s = -1;
     request.prompt = PromptState::kWaiting;
     request.sequence = SequenceState::kNone;
-    const uint32_t cached = std::min(wanted.cached_tokens, work.prompt_tokens - 1);
+    const uint32_t cached = std::min(workload_[r].cached_tokens, work.prompt_tokens - 1);
     request.progress = {.total_tokens = work.prompt_tokens,
                         .computed_tokens = cached,
                         .may_compute_tokens = work.prompt_tokens};
@@ -283,15 +304,13 @@ class Simulation {
     StartPrompts(request.prefill);
   }
 
-  void RetryHomeless() {
-    for (const Index r : std::exchange(homeless_, {})) Dispatch(r);
-  }
-
   /// It will not, or need not, get another token.
   void End(Index r) {
     requests_[r].prompt = PromptState::kDone;
     requests_[r].sequence = SequenceState::kEnded;
     --open_;
+    --n_running_;
+    may_have_room_ = true;
     result_.end_s = std::max(result_.end_s, now_s_);
   }
 
@@ -338,18 +357,14 @@ class Simulation {
     while (!worker.waiting.empty() && worker.prompts.size() < worker.spec.speed.prefill_sequences) {
       const Index r = worker.waiting.front();
       Request& request = requests_[r];
-      const bool stays = Stays(request) && TokensLeft(r) > 1;
       const bool room = worker.KvTokens() == 0 ||
                         worker.KvTokens() + PromptTokens(r) <= worker.spec.speed.kv_capacity_tokens;
-      if (!room || (stays && (!worker.parked.empty() || !CanAdmit(worker, r)))) break;
+      if (!room) break;
       worker.waiting.pop_front();
       worker.prompts.push_back(r);
       worker.prompt_kv_tokens += PromptTokens(r);
       request.prompt = PromptState::kComputing;
-      if (stays) {
-        JoinBatch(worker, r);
-        request.sequence = SequenceState::kPulled;
-      } else if (TokensLeft(r) > 1) {
+      if (TokensLeft(r) > 1) {
         dispatcher_.DecodeBegins(request.assignment, now_s_);
         request.sequence = SequenceState::kWaiting;
         Ask(r);
@@ -374,6 +389,7 @@ class Simulation {
     request.prompt_end_s = now_s_;
     ++result_.workers[request.prefill].prompts;
     dispatcher_.ReleasePrefill(request.assignment);
+    may_have_room_ = true;
     const bool first = request.first_s < 0;
     if (first) {
       request.first_s = now_s_;
@@ -390,12 +406,18 @@ class Simulation {
     if (request.generated == workload_[r].output_tokens) {
       worker.prompt_kv_tokens -= PromptTokens(r) - 1;
       Complete(r);
-    } else if (Stays(request)) {
-      worker.prompt_kv_tokens -= PromptTokens(r) - 1;
-      Join(r);
     } else if (request.sequence == SequenceState::kPulled) {
-      PullLastPiece(r);
+      if (Stays(request)) {
+        JoinAtHome(r);
+      } else {
+        PullLastPiece(r);
+      }
     }
+  }
+
+  void JoinAtHome(Index r) {
+    workers_[requests_[r].prefill].prompt_kv_tokens -= requests_[r].progress.total_tokens;
+    Join(r);
   }
 
   /// All of its tokens are made.
@@ -428,8 +450,14 @@ class Simulation {
       worker.asking.pop_front();
       worker.asking_life -= requests_[r].life_tokens;
       JoinBatch(worker, r);
+      if (Stays(requests_[r])) {
+        requests_[r].sequence = SequenceState::kPulled;
+        if (requests_[r].prompt == PromptState::kDone) JoinAtHome(r);
+        continue;
+      }
       worker.pulling_context += requests_[r].progress.total_tokens;
       requests_[r].sequence = SequenceState::kPulling;
+      requests_[r].pull_begun_s = now_s_;
       const uint32_t prompt = requests_[r].progress.total_tokens;
       BeginFlow(r, prompt - std::min(prompt, kChunkTokens));
     }
@@ -487,6 +515,12 @@ class Simulation {
     workers_[request.prefill].prompt_kv_tokens -= request.progress.total_tokens;
     workers_[request.decode].pulling_context -= request.progress.total_tokens;
     sum_handoff_s_ += now_s_ - request.prompt_end_s;
+    if (request.pull_begun_s < options_.keep_steps_until_s) {
+      result_.handoffs.push_back({.from = request.prefill,
+                                  .to = request.decode,
+                                  .begin_s = request.pull_begun_s,
+                                  .end_s = now_s_});
+    }
     Join(r);
     StartPrompts(request.prefill);
   }
@@ -555,7 +589,7 @@ class Simulation {
     }
     const PromptProgress& first = requests_[worker.prompts[0]].progress;
     const uint32_t piece =
-        std::min(first.total_tokens - first.computed_tokens, scheduler::kUsefulPieceTokens);
+        std::min(first.total_tokens - first.computed_tokens, scheduler::UsefulPieceTokens(cost));
     return scheduler::PrefillMayEnter(turn, cost.Seconds(piece, first.computed_tokens),
                                       now_s_ >= latest.seconds(), options_.tpot_slo_s);
   }
@@ -568,7 +602,7 @@ class Simulation {
     const uint32_t most = latency.saturation_tokens;
     const uint32_t tokens =
         scheduler::PieceTokens(latency.prefill, progress_[0]->computed_tokens, budget_s,
-                               std::min(scheduler::kUsefulPieceTokens, most), most);
+                               std::min(scheduler::UsefulPieceTokens(latency.prefill), most), most);
     worker.pieces = scheduler::PlanPrefillStep(progress_, tokens, options_.overtake_tokens);
     uint64_t n_tokens = 0;
     double positions = 0;
@@ -715,7 +749,10 @@ class Simulation {
     const scheduler::OutputLengthEstimate lengths = worker.lengths;
     worker = {.spec = worker.spec, .dead = true, .life = life + 1, .lengths = lengths};
     if (failure.back_s < kNever) Push(failure.back_s, Event::Kind::kBack, w, 0);
-    for (const Index r : lost) Dispatch(r);
+    // They have had their turn.
+    for (const Index r : lost) {
+      if (!Dispatch(r, /*needs_room=*/false)) held_.push_back(r);
+    }
     for (Index other = 0; other < workers_.size(); ++other) {
       if (workers_[other].dead) continue;
       Admit(other);
@@ -757,6 +794,7 @@ class Simulation {
     if (kv_at_prefill) prefill.prompt_kv_tokens -= request.progress.total_tokens;
     dispatcher_.ReleasePrefill(request.assignment);
     dispatcher_.ReleaseDecode(request.assignment);
+    --n_running_;
     request.prompt = PromptState::kNone;
     request.sequence = kNone;
   }
@@ -793,8 +831,12 @@ class Simulation {
   const double wire_bytes_per_token_;
   std::vector<Request> requests_;
   std::vector<Worker> workers_;
-  /// Requests for which there was no worker.
-  std::vector<Index> homeless_;
+  /// Requests in the router, which workers have no room for, in order of arrival; and those that
+  /// are with workers.
+  std::deque<Index> held_;
+  uint32_t n_running_ = 0;
+  /// Something has ended, or was reported, since the first of them was looked at.
+  bool may_have_room_ = false;
   std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
   /// Events that are no reports.
   size_t n_effective_ = 0;

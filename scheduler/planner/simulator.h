@@ -61,9 +61,13 @@ struct SimulatorOptions {
   double report_interval_s = 0.25;
   /// scheduler::PlanPrefillStep.
   uint64_t overtake_tokens = 0;
+  /// scheduler::HasRoom.
+  double dispatch_ahead_steps = 2;
+  /// Decode workers compute prompts, too, where dispatch finds that better.
+  bool prefill_on_decode = true;
   std::vector<WorkerFailure> failures;
   uint64_t seed = 1;
-  /// Steps that begin before this time are kept in SimulationResult::steps.
+  /// Steps and handoffs that begin before this time are kept in SimulationResult.
   double keep_steps_until_s = 0;
 };
 
@@ -74,6 +78,13 @@ struct SimulatedStep {
   double begin_s = 0, end_s = 0;
   /// Prompt tokens, or sequences.
   uint32_t size = 0;
+};
+
+/// KV on its way from a prefill to a decode worker, from when it is pulled until the sequence may
+/// join a step there.
+struct SimulatedHandoff {
+  uint32_t from = 0, to = 0;
+  double begin_s = 0, end_s = 0;
 };
 
 struct WorkerUse {
@@ -98,13 +109,16 @@ struct SimulationResult {
   /// Requests by (prefill worker, decode worker).
   std::map<std::pair<uint32_t, uint32_t>, uint64_t> pairs;
   std::vector<SimulatedStep> steps;
+  /// In the order in which they end.
+  std::vector<SimulatedHandoff> handoffs;
   /// When the last request ended.
   double end_s = 0;
 };
 
 /// Runs the workload to its end.
 ///
-/// A prompt waits at the worker that dispatch chose until a place and KV room are free, and is
+/// A request waits in the router until dispatch finds room (scheduler::HasRoom), in order of
+/// arrival; then at the worker that dispatch chose until a place and KV room are free, and is
 /// computed in steps of at most `saturation_tokens`. When it begins the decode worker hears of it,
 /// and pulls its KV as soon as it has room: while the prompt is computed, except for the last
 /// chunk, which leaves when it is. A prefill worker keeps KV until it is pulled, so that bursts

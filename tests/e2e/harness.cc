@@ -80,7 +80,12 @@ Process::~Process() {
   std::filesystem::remove(log_path_);
 }
 
-void Process::Signal(int signal) const { kill(pid_, signal); }
+void Process::Signal(int signal) const {
+  kill(pid_, signal);
+  // It may run on for some milliseconds.
+  siginfo_t ignored;
+  if (signal == SIGSTOP) waitid(P_PID, pid_, &ignored, WSTOPPED | WEXITED | WNOWAIT);
+}
 
 bool Process::Running() { return !Wait(0).has_value(); }
 

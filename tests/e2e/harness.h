@@ -40,6 +40,7 @@ class Process {
   Process& operator=(const Process&) = delete;
 
   pid_t pid() const { return pid_; }
+  /// After SIGSTOP it has stopped, or ended, when this returns.
   void Signal(int signal) const;
   bool Running();
   /// The exit code, or 128 + signal; nullopt when it does not end within the limit.

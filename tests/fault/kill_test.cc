@@ -1,5 +1,6 @@
-// A worker that is killed or stopped in the middle of a stream: the request goes on elsewhere, and
-// without anybody left it waits, and then ends with a clean UNAVAILABLE. Nothing is stranded.
+// A worker that is killed or stopped, or hangs, in the middle of a stream: the request goes on
+// elsewhere, and without anybody left it waits, and then ends with a clean UNAVAILABLE. Nothing is
+// stranded.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -7,7 +8,9 @@
 #include <atomic>
 #include <thread>
 
+#include "base/clock.h"
 #include "tests/e2e/harness.h"
+#include "tests/fault/engine_stall.h"
 
 namespace tandem::e2e {
 namespace {
@@ -119,6 +122,61 @@ TEST(KillTest, DecodeWorkerStoppedWhileKvWaitsForIt) {
   }));
   EXPECT_TRUE(cluster.client().WaitIdle());
   EXPECT_TRUE(cluster.client().Generate(LongRequest(300, 20)).status.ok());
+}
+
+/// A report of the decode worker has come so long after `since` that it was made after that, too.
+bool ReportsAfter(Cluster& cluster, const Stopwatch& since) {
+  constexpr double kTwoReportsS = 0.5;
+  const double passed_s = since.seconds();
+  const auto workers = cluster.client().Workers();
+  return std::any_of(workers.workers().begin(), workers.workers().end(), [&](const auto& worker) {
+    return worker.info().phase() == v1::PHASE_DECODE &&
+           worker.report_age_s() < passed_s - kTwoReportsS;
+  });
+}
+
+TEST(KillTest, AnEngineThatHangsIsFoundOutThoughItsWorkerReports) {
+  Cluster cluster({.router_flags = {"--stall-timeout", "1s", "--worker-timeout", "1m"}});
+  const pid_t worker = cluster.decode().process().pid();
+  if (!EngineStall(worker).made()) GTEST_SKIP() << "NOT TESTED: ptrace is not permitted";
+  std::unique_ptr<DaemonProcess> other;
+  std::atomic<bool> ended{false};
+  std::thread hang;
+  // Reports know of a sequence from its second step on.
+  constexpr int kUnderWay = 20;
+  int messages = 0;
+  const Generated got = cluster.client().Generate(
+      LongRequest(300, 900), [&](grpc::ClientContext&, const v1::GenerateResponse&) {
+        if (++messages != kUnderWay) return;
+        hang = std::thread([&] {
+          auto stall = std::make_unique<EngineStall>(worker);
+          for (Stopwatch since; !WaitFor([&] { return ReportsAfter(cluster, since); }, 2);
+               since = Stopwatch()) {
+            stall.reset();  // it had a lock
+            stall = std::make_unique<EngineStall>(worker);
+          }
+          other = std::make_unique<DaemonProcess>(std::vector<std::string>{
+              "--role", "worker", "--phase", "decode", "--name", "other", "--model", DemoModel(),
+              "--routers", cluster.router().RouterAddress(), "--threads", "1"});
+          EXPECT_TRUE(WaitFor([&] { return ended.load(); }));
+        });
+      });
+  ended = true;
+  ASSERT_TRUE(hang.joinable());
+  hang.join();
+  EXPECT_TRUE(got.status.ok()) << got.status.error_message();
+  EXPECT_EQ(got.tokens.size(), 900u);
+  EXPECT_EQ(got.terminal_messages, 1);
+  EXPECT_EQ(got.timings.resumptions(), 1u);
+  EXPECT_EQ(got.timings.decode_worker(), "other");
+  EXPECT_EQ(MetricSum(cluster.router().Metrics(), "tandem_router_resumptions_total", "\"lost\""),
+            1);
+  EXPECT_THAT(cluster.router().process().Log(), HasSubstr("has made no step for"));
+  // It goes on, finds that nobody wants its sequence any more, and is a worker like any other.
+  EXPECT_TRUE(cluster.client().WaitIdle());
+  EXPECT_TRUE(WaitFor([&] {
+    return MetricSum(cluster.router().Metrics(), "tandem_router_workers", "decode") == 2;
+  }));
 }
 
 TEST(KillTest, ARequestThatHasKilledTwoWorkersIsRefused) {

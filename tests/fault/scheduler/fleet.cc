@@ -7,6 +7,8 @@
 #include <chrono>
 #include <thread>
 
+#include "tests/fault/engine_stall.h"
+
 namespace tandem::e2e {
 namespace {
 
@@ -20,6 +22,8 @@ const char* FaultName(Fault fault) {
       return "killed";
     case Fault::kStopped:
       return "stopped";
+    case Fault::kStalled:
+      return "stalled";
     case Fault::kCutOff:
       return "cut off";
     case Fault::kPairCut:
@@ -72,8 +76,10 @@ void Fleet::Start(Worker& worker) {
 }
 
 std::vector<Fault> Fleet::Possible() const {
-  if (lab_ == nullptr) return {Fault::kKilled, Fault::kStopped};
-  return {Fault::kKilled, Fault::kStopped, Fault::kCutOff, Fault::kPairCut};
+  std::vector<Fault> possible = {Fault::kKilled, Fault::kStopped};
+  if (EngineStall(workers_[0].daemon->process().pid()).made()) possible.push_back(Fault::kStalled);
+  if (lab_ != nullptr) possible.insert(possible.end(), {Fault::kCutOff, Fault::kPairCut});
+  return possible;
 }
 
 void Fleet::Strike(Fault fault, std::mt19937& random, double duration_s) {
@@ -88,6 +94,11 @@ void Fleet::Strike(Fault fault, std::mt19937& random, double duration_s) {
       Pass(duration_s);
       victim.daemon->process().Signal(SIGCONT);
       return;
+    case Fault::kStalled: {
+      const EngineStall stall(victim.daemon->process().pid());
+      Pass(duration_s);
+      return;
+    }
     case Fault::kCutOff:
       lab_->Cut(victim.host_number);
       break;

@@ -17,6 +17,8 @@ enum class Fault {
   kKilled,
   /// SIGSTOP for a while: connected and silent.
   kStopped,
+  /// Its engine hangs for a while: it reports, and makes no step.
+  kStalled,
   /// Its network swallows everything for a while.
   kCutOff,
   /// A prefill and a decode worker do not reach each other for a while; the router reaches both.

@@ -129,7 +129,11 @@ void RedisServer::Restart() {
   EXPECT_TRUE(Start());
 }
 
-void RedisServer::Freeze() { kill(pid_, SIGSTOP); }
+void RedisServer::Freeze() {
+  kill(pid_, SIGSTOP);
+  siginfo_t ignored;
+  waitid(P_PID, pid_, &ignored, WSTOPPED | WEXITED | WNOWAIT);
+}
 void RedisServer::Thaw() { kill(pid_, SIGCONT); }
 
 std::string RedisServer::Run(const redis::Command& command) const {

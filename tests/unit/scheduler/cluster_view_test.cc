@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -283,6 +284,23 @@ TEST_F(ClusterViewTest, AWorkerThatHasMeasuredNothingIsTakenForOneLikeTheOthers)
   EXPECT_GT(chosen["p"], 20);
   EXPECT_GT(chosen["new"], 20);
   EXPECT_NEAR(view_.Predict(Prompt(100), kStart)->ttft_s, 1, 0.01);
+}
+
+TEST(ModelFromTest, BatchesHaveFactorsOfTheirOwn) {
+  v1::LatencyModel told;
+  told.set_decode_samples(10);
+  told.set_decode_base_s(0.001);
+  for (const float factor : {1.0F, 1.8F, std::numeric_limits<float>::quiet_NaN(), 1e9F}) {
+    told.add_decode_factors(factor);
+  }
+  const DecodeCost cost = ModelFrom(told, {}).decode;
+  EXPECT_NEAR(cost.StepSeconds(1, 0), 0.001, 1e-9);
+  EXPECT_NEAR(cost.StepSeconds(2, 0), 0.0018, 1e-9);
+  EXPECT_NEAR(cost.StepSeconds(3, 0), 0.001, 1e-9) << "no number";
+  EXPECT_NEAR(cost.StepSeconds(4, 0), 0.001, 1e-9) << "out of bounds";
+  EXPECT_NEAR(cost.StepSeconds(5, 0), 0.001, 1e-9);
+  for (int i = 0; i < 100; ++i) told.add_decode_factors(2);
+  EXPECT_EQ(ModelFrom(told, {}).decode.factor.size(), DecodeCost::kFactors) << "too many";
 }
 
 }  // namespace

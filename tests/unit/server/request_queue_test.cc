@@ -66,25 +66,39 @@ TEST_F(RequestQueueTest, HoldsRequestsBackWhileTheWorkerHasEnough) {
 
 TEST_F(RequestQueueTest, ATenantDoesNotWaitForRoomThatAFloodHasTaken) {
   RequestQueue queue = Queue();
-  std::vector<scheduler::Ticket> flood;
-  for (int i = 0; i < 3; ++i) {
-    flood.push_back(queue.Enqueue(std::make_shared<Request>(), From("flood")).ticket);
+  auto run = [&](const std::string& tenant) {
+    const auto ticket = queue.Enqueue(std::make_shared<Request>(), From(tenant)).ticket;
     queue.Pump();
-  }
+    queue.Prefilled(ticket);
+  };
+  run("steady");
+  for (int i = 0; i < 4; ++i) run("flood");
   Busy(100'000);
   auto waits = std::make_shared<Request>();
   queue.Enqueue(waits, From("flood"));
   auto first = std::make_shared<Request>(), second = std::make_shared<Request>();
-  const auto ticket = queue.Enqueue(first, From("steady")).ticket;
+  queue.Enqueue(first, From("steady"));
   queue.Enqueue(second, From("steady"));
   queue.Pump();
   EXPECT_EQ(first->turns, 1);
-  EXPECT_EQ(second->turns, 0) << "one at a time";
-  queue.Prefilled(ticket);
-  EXPECT_GT(wakes_, 0);
-  queue.Pump();
   EXPECT_EQ(second->turns, 1);
   EXPECT_EQ(waits->turns, 0);
+}
+
+TEST_F(RequestQueueTest, FirstTokensOfATenantBelowItsShareArePredictedWithoutOthers) {
+  RequestQueue queue = Queue();
+  auto run = [&](const std::string& tenant) {
+    const auto ticket = queue.Enqueue(std::make_shared<Request>(), From(tenant)).ticket;
+    queue.Pump();
+    return ticket;
+  };
+  queue.Prefilled(run("steady"));
+  for (int i = 0; i < 4; ++i) run("flood");
+  Busy(100'000);
+  const auto forecast = view_.Predict({.prompt_tokens = 100}, absl::Now());
+  ASSERT_TRUE(forecast.ok());
+  EXPECT_GT(forecast->queue_s, 10 * queue.PredictFirstToken("steady", *forecast));
+  EXPECT_EQ(queue.PredictFirstToken("flood", *forecast), forecast->ttft_s);
 }
 
 TEST_F(RequestQueueTest, ATenantThatFillsTheQueueMakesRoomForAnother) {
@@ -125,6 +139,9 @@ TEST_F(RequestQueueTest, RequestsWhoseDeadlineHasPassedAreRemoved) {
 TEST_F(RequestQueueTest, WithoutAWorkerRequestsWaitForAWhile) {
   RequestQueue patient = Queue(), hasty = Queue({.patience = absl::ZeroDuration()});
   auto waits = std::make_shared<Request>(), hears = std::make_shared<Request>();
+  const absl::Time now = absl::Now();
+  EXPECT_FALSE(patient.MayBeServed(false, now)) << "there have never been workers";
+  EXPECT_TRUE(patient.MayBeServed(true, now));
   patient.Enqueue(waits, From("a"));
   hasty.Enqueue(hears, From("a"));
   view_.Remove("p", registrations_["p"]);
@@ -132,6 +149,8 @@ TEST_F(RequestQueueTest, WithoutAWorkerRequestsWaitForAWhile) {
   hasty.Pump();
   EXPECT_EQ(waits->turns, 0);
   EXPECT_EQ(hears->turns, 1) << "to be told that there is no worker";
+  EXPECT_TRUE(patient.MayBeServed(false, now)) << "whoever comes now waits like the others";
+  EXPECT_FALSE(patient.MayBeServed(false, now + absl::Seconds(60)));
 }
 
 TEST_F(RequestQueueTest, ALimitOfRunningRequestsHoldsATenantBack) {

@@ -67,24 +67,88 @@ TEST(AdmissionTest, WhoWasIdleSavesNothingUp) {
   EXPECT_NEAR(late, 5, 1);
 }
 
-TEST(AdmissionTest, WhoRunsLessThanItsShareIsKnown) {
-  Admission admission({});
-  auto run = [&](const std::string& tenant) {
-    const Ticket ticket = admission.Enqueue({.tenant = tenant}, 0).ticket;
-    EXPECT_EQ(admission.Next(0), ticket);
-    return ticket;
+TEST(AdmissionTest, WhoHasLessThanItsShareGoesFirst) {
+  Admission admission({.work_per_s = 10, .credit_s = 1});
+  auto enqueue = [&](const std::string& tenant, double now_s) {
+    return admission.Enqueue({.tenant = tenant}, now_s).ticket;
   };
-  for (int i = 0; i < 4; ++i) admission.Prefilled(run("flood"), 0);
-  const Ticket more = admission.Enqueue({.tenant = "flood"}, 0).ticket;
+  auto run = [&](const std::string& tenant, double now_s) {
+    const Ticket ticket = enqueue(tenant, now_s);
+    EXPECT_EQ(admission.Next(now_s), ticket);
+    admission.Prefilled(ticket, now_s);
+  };
+  for (int i = 0; i < 20; ++i) run("steady", 0);
+  Ticket own = enqueue("steady", 0);
   EXPECT_FALSE(admission.PeekBelowShare()) << "alone it has all there is";
-  admission.Cancel(more);
-  const Ticket first = run("steady");
-  const Ticket second = admission.Enqueue({.tenant = "steady"}, 0).ticket;
-  EXPECT_FALSE(admission.PeekBelowShare()) << "one of its prompts is still being computed";
-  admission.Prefilled(first, 0);
-  EXPECT_EQ(admission.PeekBelowShare(), second) << "1 of 5, and a half is its share";
-  admission.SetTenant("flood", {.weight = 9});
-  EXPECT_FALSE(admission.PeekBelowShare()) << "now a tenth is";
+  admission.Cancel(own);
+  for (int i = 0; i < 40; ++i) run("flood", 1);
+  for (int i = 0; i < 10; ++i) {
+    own = enqueue("steady", 1);
+    ASSERT_EQ(admission.PeekBelowShare(), own) << i << ": a second of all the work is kept for it";
+    admission.Start(own);
+    admission.Prefilled(own, 1);
+  }
+  enqueue("steady", 1);
+  EXPECT_FALSE(admission.PeekBelowShare()) << "and no more than that";
+}
+
+TEST(AdmissionTest, WhoHasComeBackHasNothingLeft) {
+  Admission admission({.work_per_s = 10, .credit_s = 1, .credit_kept_s = 10});
+  auto run = [&](const std::string& tenant, double now_s) {
+    const Ticket ticket = admission.Enqueue({.tenant = tenant}, now_s).ticket;
+    admission.Next(now_s);
+    admission.Prefilled(ticket, now_s);
+  };
+  run("steady", 0);
+  for (int i = 0; i < 40; ++i) run("flood", 1);
+  admission.Enqueue({.tenant = "steady"}, 11);
+  EXPECT_FALSE(admission.PeekBelowShare());
+}
+
+TEST(AdmissionTest, FewPromptsOfATenantGoBeforeOthers) {
+  Admission admission({});
+  admission.Enqueue(From("steady"), 0);
+  admission.Prefilled(*admission.Next(0), 0);
+  for (int i = 0; i < 3; ++i) {
+    admission.Enqueue(From("flood", 300), 0);
+    admission.Next(0);
+  }
+  for (int i = 0; i < 3; ++i) {
+    admission.Enqueue(From("steady"), 0);
+    const auto ticket = admission.PeekBelowShare();
+    ASSERT_TRUE(ticket);
+    admission.Start(*ticket);
+  }
+  admission.Enqueue(From("steady"), 0);
+  EXPECT_FALSE(admission.PeekBelowShare()) << "as many are being computed as of the other tenant";
+}
+
+TEST(AdmissionTest, OfSeveralBelowTheirSharesTheOneWithLeastGoesFirst) {
+  Admission admission({});
+  auto run = [&](const std::string& tenant, double work) {
+    admission.Enqueue(From(tenant, work), 0);
+    admission.Prefilled(*admission.Next(0), 0);
+  };
+  run("a", 300);
+  run("b", 100);
+  for (int i = 0; i < 20; ++i) run("flood", 100);
+  admission.Enqueue(From("a"), 0);
+  const Ticket least = admission.Enqueue(From("b"), 0).ticket;
+  EXPECT_EQ(admission.PeekBelowShare(), least) << "not the one whose name comes first";
+}
+
+TEST(AdmissionTest, FirstTokensOfATenantBelowItsShareDoNotWaitForOthers) {
+  Admission admission({});
+  const PredictedTtft ttft = {.seconds = 1, .queue_s = 0.8, .step_s = 0.1};
+  admission.Enqueue(From("steady"), 0);
+  admission.Prefilled(*admission.Next(0), 0);
+  EXPECT_EQ(admission.PredictFirstToken("steady", ttft, 0), 1);
+  for (int i = 0; i < 4; ++i) {
+    admission.Enqueue(From("flood"), 0);
+    admission.Next(0);
+  }
+  EXPECT_NEAR(admission.PredictFirstToken("steady", ttft, 0), 0.3, 1e-9);
+  EXPECT_EQ(admission.PredictFirstToken("flood", ttft, 0), 1);
 }
 
 TEST(AdmissionTest, RateLimitIsATokenBucketWithAUsableDelay) {
@@ -130,9 +194,9 @@ TEST(AdmissionTest, TheQueueIsBoundedAndShared) {
 TEST(AdmissionTest, WhoCannotBeServedInTimeIsRefusedAtOnce) {
   Admission admission({.max_ttft_s = 2, .work_per_s = 100});
   for (int i = 0; i < 1; ++i) EXPECT_TRUE(admission.Enqueue(From("t", 150), 10).status.ok());
-  EXPECT_NEAR(admission.PredictWait("t", 0), 1.5, 1e-9);
+  EXPECT_NEAR(admission.PredictWait("t", 0, 0), 1.5, 1e-9);
   Arrival arrival = From("t", 100);
-  arrival.ttft_s = 0.1;
+  arrival.ttft.seconds = 0.1;
   arrival.deadline_s = 11;
   const Admitted refused = admission.Enqueue(arrival, 10);
   EXPECT_EQ(refused.refusal, Refusal::kTooLate);
@@ -151,23 +215,25 @@ TEST(AdmissionTest, WhoCannotBeServedInTimeIsRefusedAtOnce) {
 TEST(AdmissionTest, PredictionsThatFailAreAllowedFor) {
   Admission admission({.max_ttft_s = 1});
   auto serve = [&](double now_s, double predicted_s, double ttft_s) {
-    const Ticket ticket = admission.Enqueue({.ttft_s = predicted_s}, now_s).ticket;
+    const Ticket ticket =
+        admission.Enqueue({.ttft = {.seconds = predicted_s, .queue_s = predicted_s}}, now_s).ticket;
     admission.Next(now_s);
     admission.Prefilled(ticket, now_s + ttft_s);
     admission.Finish(ticket);
   };
   for (int i = 0; i < 100; ++i) serve(i, 0.01, 0.1);
-  EXPECT_EQ(admission.ttft_error(""), 1) << "far from the limit";
-  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 100).ticket, 0u);
+  EXPECT_EQ(admission.wait_error(""), 1) << "far from the limit";
+  EXPECT_NE(admission.Enqueue({.ttft = {.seconds = 0.8, .queue_s = 0.8}}, 100).ticket, 0u);
   admission.Next(100);
   // One in five takes half as long again.
   for (int i = 0; i < 300; ++i) serve(100 + i, 0.4, i % 5 == 0 ? 0.6 : 0.4);
-  EXPECT_NEAR(admission.ttft_error(""), 1.5, 0.15);
-  EXPECT_EQ(admission.Enqueue({.ttft_s = 0.8}, 400).refusal, Refusal::kTooLate);
+  EXPECT_NEAR(admission.wait_error(""), 1.5, 0.15);
+  EXPECT_EQ(admission.Enqueue({.ttft = {.seconds = 0.8, .queue_s = 0.8}}, 400).refusal,
+            Refusal::kTooLate);
   // One in fifty.
   for (int i = 0; i < 300; ++i) serve(400 + i, 0.4, i % 50 == 0 ? 0.6 : 0.4);
-  EXPECT_LT(admission.ttft_error(""), 1.15);
-  EXPECT_NE(admission.Enqueue({.ttft_s = 0.8}, 700).ticket, 0u);
+  EXPECT_LT(admission.wait_error(""), 1.15);
+  EXPECT_NE(admission.Enqueue({.ttft = {.seconds = 0.8, .queue_s = 0.8}}, 700).ticket, 0u);
 }
 
 TEST(AdmissionTest, CancelAndExpireTakeRequestsOut) {

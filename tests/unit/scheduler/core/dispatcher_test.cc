@@ -121,6 +121,7 @@ TEST_F(DispatcherTest, WhatIsAssignedCountsUntilAReportHasIt) {
   EXPECT_EQ(dispatcher_.assignments(), 1u);
   dispatcher_.ReleaseDecode(id);
   dispatcher_.ReleaseDecode(id);
+  EXPECT_NEAR(Choose(work).step_s, 0.02, 1e-9) << "the report is older than the sequence's end";
   EXPECT_EQ(dispatcher_.assigned(p) + dispatcher_.assigned(d), 0u);
   EXPECT_EQ(dispatcher_.assignments(), 0u);
 }
@@ -182,11 +183,21 @@ TEST_F(DispatcherTest, TheFasterLinkAndTheFreePlaceAreBetter) {
   EXPECT_EQ(Decodes(work, 20)[far], 20);
 }
 
+TEST_F(DispatcherTest, APlaceIsNeededOnlyWhenThePromptIsComputed) {
+  Add(Prefilling());
+  Add(DecodingWith(4));  // full: in 50 ms times 11 tokens over 4 places one comes free
+  const Candidate late = Choose(Prompt(500));
+  EXPECT_GT(late.ttft_s, 0.5);
+  EXPECT_EQ(late.decode_wait_s, 0);
+  const Candidate soon = Choose(Prompt(50));
+  EXPECT_NEAR(soon.decode_wait_s + soon.ttft_s, 0.25 * 11 * soon.step_s, 1e-9);
+}
+
 TEST_F(DispatcherTest, KvRoomCounts) {
   Add(Prefilling());
   WorkerReport report = DecodingWith(1);
   report.kv_capacity_tokens = 1000;
-  report.kv_expected_tokens = 950;
+  report.kv_expected_tokens = 1900;
   const WorkerIndex tight = Add(report);
   report.kv_expected_tokens = 100;
   const WorkerIndex roomy = Add(report);
@@ -199,11 +210,16 @@ TEST_F(DispatcherTest, ADecodeWorkerPrefillsForItselfWhereNobodySuffers) {
   const WorkerIndex p = Add(Prefilling(500));
   const WorkerIndex d = Add(DecodeFirst(0));
   EXPECT_EQ(Choose(Prompt(50)).prefill, d);
-  // With three running, a step takes 50 ms with the new one, a least piece 42 ms: there is time.
+  // Sequences that run are not disturbed as long as the prompt has its first token in time.
   dispatcher_.Report(d, DecodeFirst(3), 0);
+  EXPECT_EQ(Choose(Prompt(50)).prefill, p);
+  dispatcher_.Report(p, Prefilling(1500), 0);
+  // A step takes 50 ms with the new one, a least piece 42 ms: there is time.
   EXPECT_EQ(Choose(Prompt(50)).prefill, d);
   // With nine there is none.
-  dispatcher_.Report(d, DecodeFirst(9), 0);
+  WorkerReport busy = DecodeFirst(9);
+  busy.max_sequences = 16;
+  dispatcher_.Report(d, busy, 0);
   EXPECT_EQ(Choose(Prompt(50)).prefill, p);
   // Without a prefill worker it does what it can.
   dispatcher_.Suspend(p);
@@ -221,6 +237,33 @@ TEST_F(DispatcherTest, ADecodeWorkerDoesNotPrefillForAnother) {
     }
   }
   EXPECT_NE(full, d);
+}
+
+TEST_F(DispatcherTest, AmongManyThatDoBothEachStillKeepsWhatItPrefilled) {
+  WorkerReport both = DecodingWith(0);
+  both.takes_prefill = true;
+  both.latency.prefill = Prefilling().latency.prefill;
+  for (int i = 0; i < 100; ++i) Add(both);
+  for (int i = 0; i < 200; ++i) {
+    const Candidate chosen = Choose(Prompt(50));
+    EXPECT_EQ(chosen.prefill, chosen.decode);
+  }
+}
+
+TEST_F(DispatcherTest, AWorkerThatDoesBothKeepsWhatItPrefilled) {
+  auto mixed = [](uint32_t running, uint64_t to_compute) {
+    WorkerReport report = DecodingWith(running);
+    report.takes_prefill = true;
+    report.tokens_to_compute = to_compute;
+    report.latency.prefill = Prefilling().latency.prefill;
+    report.latency.saturation_tokens = 100;
+    return report;
+  };
+  const WorkerIndex free = Add(mixed(1, 0)), busy = Add(mixed(0, 100));
+  EXPECT_EQ(Choose(Prompt(100)).prefill, free);
+  EXPECT_EQ(Choose(Prompt(100)).decode, free) << "though the other one decodes nothing";
+  dispatcher_.Report(free, mixed(20, 0), 0);
+  EXPECT_EQ(Choose(Prompt(100)).decode, busy) << "at the other one there is no place for long";
 }
 
 TEST_F(DispatcherTest, AMoveChoosesOnlyTheDecodeSide) {

@@ -15,6 +15,14 @@ TEST(TurnPolicyTest, ASequenceSavesAPartOfWhatItsObjectiveLeaves) {
   EXPECT_LT(SavedSeconds(10, 2, 0.1), 0);
 }
 
+TEST(TurnPolicyTest, PiecesAreWorthTheirSteps) {
+  EXPECT_EQ(UsefulPieceTokens({.base_s = 1e-3, .per_token_s = 1e-3}), 128u);
+  EXPECT_EQ(UsefulPieceTokens({.base_s = 20e-3, .per_token_s = 0.1e-3}), 1600u);
+  // What has not been learned yet.
+  EXPECT_EQ(UsefulPieceTokens({.base_s = 0, .per_token_s = 0}), 128u);
+  EXPECT_EQ(UsefulPieceTokens({.base_s = 1, .per_token_s = 1e-12}), 8192u);
+}
+
 TEST(TurnPolicyTest, PrefillComesWhenItsTimeIsSavedOrWhenItIsLate) {
   const TurnState saved = {.decoding = 2, .saved_s = 0.06};
   EXPECT_TRUE(PrefillMayEnter(saved, 0.05, false, 0.1));
