@@ -43,11 +43,8 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& router) {
   return grpc::CreateCustomChannel(router, grpc::InsecureChannelCredentials(), arguments);
 }
 
-int ReportError(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
-                const grpc::ClientContext& context, const Terminal& terminal) {
-  terminal.err << "tandem: "
-               << absl::StatusCodeToString(static_cast<absl::StatusCode>(status.error_code()))
-               << ": " << status.error_message() << "\n";
+absl::Status WithHint(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
+                      const grpc::ClientContext& context) {
   std::string hint = RetryHint(context);
   // UNAVAILABLE is also what a router answers that has no worker; the channel knows which it was.
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE &&
@@ -56,8 +53,21 @@ int ReportError(const grpc::Status& status, const std::string& router, grpc::Cha
                         "? Start one with 'tandemd --model=FILE', or name another by --router or "
                         "TANDEM_ROUTER");
   }
-  if (!hint.empty()) terminal.err << "tandem: hint: " << hint << "\n";
+  const absl::Status error = FromGrpc(status);
+  return hint.empty()
+             ? error
+             : absl::Status(error.code(), absl::StrCat(error.message(), "\ntandem: hint: ", hint));
+}
+
+int ReportFailure(const absl::Status& status, const Terminal& terminal) {
+  terminal.err << "tandem: " << absl::StatusCodeToString(status.code()) << ": " << status.message()
+               << "\n";
   return kFailed;
+}
+
+int ReportError(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
+                const grpc::ClientContext& context, const Terminal& terminal) {
+  return ReportFailure(WithHint(status, router, channel, context), terminal);
 }
 
 std::optional<int> ReadCommandLine(const Command& command, std::span<char* const> args,

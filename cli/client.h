@@ -39,8 +39,14 @@ Option RouterOption(std::string& address);
 /// Does not connect yet, and ignores HTTP proxies.
 std::shared_ptr<grpc::Channel> Connect(const std::string& router);
 
-/// Writes "tandem: CODE: message", and a hint where there is one, to `terminal.err`. Returns
-/// kFailed. `context`: the call's; null when there was none.
+/// The call's error, with a hint behind the message where there is one. `context`: the call's.
+absl::Status WithHint(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
+                      const grpc::ClientContext& context);
+
+/// Writes "tandem: CODE: message" to `terminal.err`. Returns kFailed.
+int ReportFailure(const absl::Status& status, const Terminal& terminal);
+
+/// Both of these.
 int ReportError(const grpc::Status& status, const std::string& router, grpc::Channel& channel,
                 const grpc::ClientContext& context, const Terminal& terminal);
 

@@ -123,9 +123,8 @@ int RunFlagsOnly(const Command& command, std::span<char* const> args, const Term
     return kInterrupted;
   }
   if (status.ok()) return kOk;
-  terminal.err << "tandem: " << absl::StatusCodeToString(status.code()) << ": " << status.message()
-               << "\n";
-  return absl::IsInvalidArgument(status) ? kUsage : kFailed;
+  const int failed = ReportFailure(status, terminal);
+  return absl::IsInvalidArgument(status) ? kUsage : failed;
 }
 
 int RunKv(std::span<char* const> args, const Terminal& terminal) {

@@ -14,7 +14,8 @@ constexpr char kHelp[] = R"(tandem plan simulates how placements serve a workloa
 
 Usage: tandem plan COMMAND [FLAG]...
 
-  search     Find the best phase for each node of a cluster that a file describes.
+  search     Find the best phase for each node of a cluster, running or described by a file.
+  cluster    Save what a running router knows of its workers and links, for a search.
   workload   Save the requests that a running router has had lately, for a search.
   decisions  Show what a running router's planner has decided, and why.
   compat     Run cases of DistServe's simulator by its own rules, to be compared with it.
@@ -27,6 +28,7 @@ Usage: tandem plan COMMAND [FLAG]...
 int RunPlan(std::span<char* const> args, const Terminal& terminal) {
   const std::string_view name = args.empty() ? "" : args[0];
   if (name == "search") return RunPlanSearch(args.subspan(1), terminal);
+  if (name == "cluster") return RunPlanCluster(args.subspan(1), terminal);
   if (name == "workload") return RunPlanWorkload(args.subspan(1), terminal);
   if (name == "decisions") return RunPlanDecisions(args.subspan(1), terminal);
   if (name == "compat") return RunPlanCompat(args.subspan(1), terminal);

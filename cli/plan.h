@@ -9,6 +9,7 @@ namespace tandem::cli {
 
 /// As those in client.h.
 int RunPlanSearch(std::span<char* const> args, const Terminal& terminal);
+int RunPlanCluster(std::span<char* const> args, const Terminal& terminal);
 int RunPlanWorkload(std::span<char* const> args, const Terminal& terminal);
 int RunPlanDecisions(std::span<char* const> args, const Terminal& terminal);
 int RunPlanCompat(std::span<char* const> args, const Terminal& terminal);

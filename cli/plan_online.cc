@@ -1,45 +1,32 @@
-// `tandem plan workload` and `tandem plan decisions`: what a running router has seen, and what its
-// planner has made of it.
-#include <algorithm>
-#include <optional>
+// `tandem plan cluster`, `tandem plan workload` and `tandem plan decisions`: what a running router
+// knows of its workers, what requests it has had, and what its planner has made of both.
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "base/status.h"
 #include "base/files.h"
+#include "base/status.h"
 #include "cli/cluster_call.h"
+#include "cli/kv.h"
 #include "cli/phase.h"
 #include "cli/plan.h"
+#include "cli/running_cluster.h"
 #include "cli/table.h"
 #include "scheduler/planner/workload.h"
 
 namespace tandem::cli {
 namespace {
 
-std::optional<int> ReadFlagsOnly(const Command& command, std::span<char* const> args,
-                                 const Terminal& terminal) {
-  std::vector<std::string> operands;
-  if (const auto exit_code = ReadCommandLine(command, args, terminal, operands)) return exit_code;
-  if (operands.empty()) return std::nullopt;
-  return ReportUsage(
-      absl::InvalidArgumentError(absl::StrCat("unexpected argument '", operands[0], "'")),
-      terminal);
+Option OutOption(std::string& out) {
+  return {"out", "FILE", "Where to. Default: standard output.",
+          ReadText([&out](std::string value) { out = std::move(value); })};
 }
 
-/// An answer whose lists have different lengths is cut to the shortest.
-planner::Workload WorkloadOf(const v1::GetWorkloadResponse& response) {
-  planner::Workload workload;
-  const int n = std::min({response.arrival_s_size(), response.prompt_tokens_size(),
-                          response.output_tokens_size(), response.cached_tokens_size()});
-  for (int i = 0; i < n; ++i) {
-    workload.push_back({.arrival_s = response.arrival_s(i),
-                        .prompt_tokens = response.prompt_tokens(i),
-                        .output_tokens = response.output_tokens(i),
-                        .cached_tokens = response.cached_tokens(i)});
-  }
-  return workload;
+absl::Status WriteOut(const std::string& text, const std::string& path, const Terminal& terminal) {
+  if (!path.empty()) return WriteWholeFile(path, text);
+  terminal.out << text;
+  return absl::OkStatus();
 }
 
 std::string Rate(double rps) { return rps > 0 ? absl::StrFormat("%.2f/s", rps) : "-"; }
@@ -85,6 +72,20 @@ void Write(const v1::GetPlanResponse& plan, const std::string& router, const Ter
 
 }  // namespace
 
+int RunPlanCluster(std::span<char* const> args, const Terminal& terminal) {
+  std::string router = DefaultRouter(terminal), out;
+  const Command command = {"plan cluster",
+                           "",
+                           "Writes the workers that a router knows, their speed and the links "
+                           "between them, as they have measured them, as the YAML that `tandem "
+                           "plan search --cluster` reads.",
+                           {RouterOption(router), OutOption(out)}};
+  return RunFlagsOnly(command, args, terminal, [&](const std::atomic<bool>&) -> absl::Status {
+    ASSIGN_OR_RETURN(const std::string yaml, RunningClusterYaml(router));
+    return WriteOut(yaml, out, terminal);
+  });
+}
+
 int RunPlanWorkload(std::span<char* const> args, const Terminal& terminal) {
   std::string router = DefaultRouter(terminal), out;
   const Command command = {
@@ -92,31 +93,18 @@ int RunPlanWorkload(std::span<char* const> args, const Terminal& terminal) {
       "",
       "Writes the requests that a router has had lately, at most 4096 of the last ten minutes, as "
       "the CSV that `tandem plan search --workload` reads.",
-      {RouterOption(router),
-       {"out", "FILE", "Where to. Default: standard output.",
-        ReadText([&out](std::string value) { out = std::move(value); })}}};
-  if (const auto exit_code = ReadFlagsOnly(command, args, terminal)) return *exit_code;
-  v1::GetWorkloadResponse response;
-  if (const int code = AskCluster(router, terminal, v1::GetWorkloadRequest(), response,
-                                  &v1::ClusterService::Stub::GetWorkload)) {
-    return code;
-  }
-  const planner::Workload workload = WorkloadOf(response);
-  const std::string csv = planner::WorkloadCsv(workload);
-  if (out.empty()) {
-    terminal.out << csv;
-  } else if (const absl::Status status = WriteWholeFile(out, csv); !status.ok()) {
-    terminal.err << "tandem: " << status.message() << "\n";
-    return kFailed;
-  }
-  const planner::WorkloadStats stats = planner::Describe(workload);
-  terminal.err << absl::StrFormat(
-      "%d requests, %.2f/s (deviation of the gaps %.2f of their mean), prompts of %.0f tokens, "
-      "%.0f "
-      "of them cached, answers of %.0f\n",
-      workload.size(), stats.rate_rps, stats.gap_cv, stats.mean_prompt_tokens,
-      stats.mean_cached_tokens, stats.mean_output_tokens);
-  return kOk;
+      {RouterOption(router), OutOption(out)}};
+  return RunFlagsOnly(command, args, terminal, [&](const std::atomic<bool>&) -> absl::Status {
+    ASSIGN_OR_RETURN(const planner::Workload workload, RunningWorkload(router));
+    RETURN_IF_ERROR(WriteOut(planner::WorkloadCsv(workload), out, terminal));
+    const planner::WorkloadStats stats = planner::Describe(workload);
+    terminal.err << absl::StrFormat(
+        "%d requests, %.2f/s (deviation of the gaps %.2f of their mean), prompts of %.0f tokens, "
+        "%.0f of them cached, answers of %.0f\n",
+        workload.size(), stats.rate_rps, stats.gap_cv, stats.mean_prompt_tokens,
+        stats.mean_cached_tokens, stats.mean_output_tokens);
+    return absl::OkStatus();
+  });
 }
 
 int RunPlanDecisions(std::span<char* const> args, const Terminal& terminal) {
@@ -129,18 +117,17 @@ int RunPlanDecisions(std::span<char* const> args, const Terminal& terminal) {
       "compared, and what came of it.",
       {RouterOption(router),
        {"json", "", "Write JSON, one line.", ReadSwitch([&json] { json = true; })}}};
-  if (const auto exit_code = ReadFlagsOnly(command, args, terminal)) return *exit_code;
-  v1::GetPlanResponse response;
-  if (const int code = AskCluster(router, terminal, v1::GetPlanRequest(), response,
-                                  &v1::ClusterService::Stub::GetPlan)) {
-    return code;
-  }
-  if (!json) {
-    Write(response, router, terminal);
-    return kOk;
-  }
-  WriteJson(response, /*with_defaults=*/true, terminal.out);
-  return kOk;
+  return RunFlagsOnly(command, args, terminal, [&](const std::atomic<bool>&) -> absl::Status {
+    v1::GetPlanResponse response;
+    RETURN_IF_ERROR(
+        CallCluster(router, v1::GetPlanRequest(), response, &v1::ClusterService::Stub::GetPlan));
+    if (json) {
+      WriteJson(response, /*with_defaults=*/true, terminal.out);
+    } else {
+      Write(response, router, terminal);
+    }
+    return absl::OkStatus();
+  });
 }
 
 }  // namespace tandem::cli

@@ -10,13 +10,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "base/status.h"
 #include "base/files.h"
+#include "base/status.h"
 #include "cli/kv.h"
 #include "cli/plan.h"
 #include "cli/plan_cluster.h"
+#include "cli/plan_report.h"
+#include "cli/plan_words.h"
+#include "cli/running_cluster.h"
 #include "cli/table.h"
+#include "scheduler/planner/cluster_now.h"
 #include "scheduler/planner/placement_goodput.h"
+#include "scheduler/planner/plan_curves.h"
 #include "scheduler/planner/plan_use.h"
 
 namespace tandem::cli {
@@ -29,72 +34,44 @@ using Json = nlohmann::ordered_json;
 constexpr double kSmallGain = 0.05;
 /// Lines about single classes: the JSON has all of them.
 constexpr size_t kMostLines = 12;
+/// That a report's Gantt strip shows.
+constexpr double kTraceSeconds = 60;
 
 struct Settings {
-  std::string cluster, workload, json;
+  std::string router, cluster, workload, json, html;
   double ttft_slo_s = 0, tpot_slo_s = 0, attainment = 0.9;
   uint32_t requests = 1000, context = 2048, threads = 0;
   uint64_t seed = 1;
 };
 
+/// Where it comes from, for people.
+std::string Source(const Settings& settings, const std::string& file) {
+  return file.empty() ? absl::StrCat("router ", settings.router) : file;
+}
+
+/// A running cluster and its requests go through the form of files, so that a search in what was
+/// saved finds the same.
+absl::StatusOr<PlanTask> LoadCluster(const Settings& settings) {
+  const std::string& file = settings.cluster;
+  ASSIGN_OR_RETURN(const std::string yaml,
+                   file.empty() ? RunningClusterYaml(settings.router) : ReadWholeFile(file));
+  return ParseCluster(yaml, Source(settings, file));
+}
+
 absl::StatusOr<Workload> LoadWorkload(const Settings& settings) {
-  if (const auto shape = NamedShape(settings.workload); shape.ok()) {
+  const std::string& file = settings.workload;
+  if (file.empty()) {
+    ASSIGN_OR_RETURN(const Workload recent, RunningWorkload(settings.router));
+    return ParseWorkload(WorkloadCsv(recent), Source(settings, file));
+  }
+  if (const auto shape = NamedShape(file); shape.ok()) {
     return Generate({.shape = *shape,
                      .context_tokens = settings.context,
                      .requests = settings.requests,
                      .seed = settings.seed});
   }
-  ASSIGN_OR_RETURN(const std::string csv, ReadWholeFile(settings.workload));
-  return ParseWorkload(csv, settings.workload);
-}
-
-const char* PhaseName(Phase phase) {
-  return phase == Phase::kPrefill ? "prefill" : phase == Phase::kDecode ? "decode" : "mixed";
-}
-
-std::string Rps(double rps) { return absl::StrFormat("%.3g", rps); }
-
-/// "big@rack1", or "big@rack1 x2" for workers of two devices where there is a choice.
-std::string VariantName(const PlanTask& task, const WorkerVariant& variant) {
-  const NodeClass& nodes = task.classes[variant.node_class];
-  return nodes.widths.empty() ? nodes.name : absl::StrCat(nodes.name, " x", variant.devices);
-}
-
-std::string InWords(const PlanTask& task, const PlannedPlacement& placement) {
-  const std::vector<WorkerVariant> variants = VariantsOf(task);
-  std::string words;
-  for (size_t v = 0; v < variants.size(); ++v) {
-    const PhaseCounts& counts = placement.counts[v];
-    const std::pair<uint32_t, const char*> phases[] = {
-        {counts.prefill, "prefill"}, {counts.decode, "decode"}, {counts.mixed, "mixed"}};
-    for (const auto& [n, name] : phases) {
-      if (n == 0) continue;
-      absl::StrAppend(&words, words.empty() ? "" : ", ", n, " ", name, " (",
-                      VariantName(task, variants[v]), ")");
-    }
-  }
-  return words;
-}
-
-uint32_t Devices(const PlanTask& task) {
-  uint32_t devices = 0;
-  for (const NodeClass& nodes : task.classes) devices += nodes.count * nodes.devices;
-  return devices;
-}
-
-/// What is busiest, and which objective is missed.
-std::string Bottleneck(const Plan& plan) {
-  const PlanUse use = UseOf(plan);
-  const std::pair<double, const char*> all[] = {{use.prefill, "prefill"},
-                                                {use.decode, "decode"},
-                                                {use.links, "links"},
-                                                {use.kv_room, "KV room"}};
-  const Attainment& attained = plan.at_goodput.attainment;
-  return absl::StrFormat(
-      "%s; in use: prefill %.0f %%, decode %.0f %%, links %.0f %%, KV room %.0f %%; TTFT missed by "
-      "%.1f %% of the requests, TPOT by %.1f %%",
-      std::max_element(std::begin(all), std::end(all))->second, 100 * use.prefill, 100 * use.decode,
-      100 * use.links, 100 * use.kv_room, 100 * (1 - attained.ttft), 100 * (1 - attained.tpot));
+  ASSIGN_OR_RETURN(const std::string csv, ReadWholeFile(file));
+  return ParseWorkload(csv, file);
 }
 
 void Print(const PlanTask& task, const Plan& plan, std::ostream& out) {
@@ -128,8 +105,9 @@ void Print(const PlanTask& task, const Plan& plan, std::ostream& out) {
     }
   }
   for (size_t c = 0; c < plan.one_more.size() && c < kMostLines; ++c) {
-    out << "one more    " << task.classes[c].name << " as " << PhaseName(plan.one_more[c].phase)
-        << ": " << Rps(plan.one_more[c].goodput_rps) << " rps\n";
+    out << "one more    " << task.classes[c].name << " as "
+        << planner::PhaseWord(plan.one_more[c].phase) << ": " << Rps(plan.one_more[c].goodput_rps)
+        << " rps\n";
   }
   if (plan.best.goodput_rps < (1 + kSmallGain) * plan.colocated.goodput_rps) {
     out << "Disaggregation gains less than " << 100 * kSmallGain
@@ -208,7 +186,7 @@ Json JsonOf(const PlanTask& task, const Plan& plan) {
   if (plan.runner_up) json["runner_up"] = JsonOf(task, *plan.runner_up);
   for (size_t c = 0; c < plan.one_more.size(); ++c) {
     json["one_more"].push_back({{"class", task.classes[c].name},
-                                {"phase", PhaseName(plan.one_more[c].phase)},
+                                {"phase", planner::PhaseWord(plan.one_more[c].phase)},
                                 {"devices", plan.one_more[c].devices},
                                 {"goodput_rps", plan.one_more[c].goodput_rps}});
   }
@@ -222,15 +200,23 @@ void Show(const PlanProgress& now, std::ostream& err) {
   err << std::flush;
 }
 
+absl::Status WriteReport(const Settings& settings, const PlanTask& task, const Plan& plan,
+                         const std::atomic<bool>& stop) {
+  ASSIGN_OR_RETURN(const PlanCurves curves, CurvesOf(plan, kTraceSeconds, stop));
+  return WriteWholeFile(settings.html,
+                        PlanReportHtml({.task = task,
+                                        .plan = plan,
+                                        .curves = curves,
+                                        .cluster = Source(settings, settings.cluster),
+                                        .workload = Source(settings, settings.workload)}));
+}
+
 absl::Status Run(const Settings& settings, const std::atomic<bool>& stop,
                  const Terminal& terminal) {
-  if (settings.cluster.empty()) return absl::InvalidArgumentError("--cluster is missing");
-  if (settings.workload.empty()) return absl::InvalidArgumentError("--workload is missing");
   if (settings.requests < 2 || settings.context < 2) {
     return absl::InvalidArgumentError("--requests and --context must be at least 2");
   }
-  ASSIGN_OR_RETURN(const std::string yaml, ReadWholeFile(settings.cluster));
-  ASSIGN_OR_RETURN(PlanTask task, ParseCluster(yaml, settings.cluster));
+  ASSIGN_OR_RETURN(PlanTask task, LoadCluster(settings));
   ASSIGN_OR_RETURN(task.workload, LoadWorkload(settings));
   task.simulator.ttft_slo_s = settings.ttft_slo_s;
   task.simulator.tpot_slo_s = settings.tpot_slo_s;
@@ -246,23 +232,32 @@ absl::Status Run(const Settings& settings, const std::atomic<bool>& stop,
   RETURN_IF_ERROR(searched.status());
   const Plan& plan = *searched;
   Print(task, plan, terminal.out);
-  if (settings.json.empty()) return absl::OkStatus();
-  return WriteWholeFile(settings.json, JsonOf(task, plan).dump(1) + "\n");
+  if (!settings.json.empty()) {
+    // Names may have bytes that are not UTF-8.
+    const std::string json =
+        JsonOf(task, plan).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+    RETURN_IF_ERROR(WriteWholeFile(settings.json, json));
+  }
+  return settings.html.empty() ? absl::OkStatus() : WriteReport(settings, task, plan, stop);
 }
 
 }  // namespace
 
 int RunPlanSearch(std::span<char* const> args, const Terminal& terminal) {
-  Settings settings;
+  Settings settings = {.router = DefaultRouter(terminal)};
   Settings* const s = &settings;
   const Command command{
       "plan search",
       "",
       "Simulates how a cluster's nodes serve a workload as prefill, decode or mixed workers, and\n"
-      "tells the placement with which the most requests a second meet both objectives.",
-      {{"cluster", "FILE", "The nodes, their speed and links, YAML: docs/plan.md.",
+      "tells the placement with which the most requests a second meet both objectives. Of what no\n"
+      "file is given, the cluster or the workload, it asks a running router.",
+      {RouterOption(s->router),
+       {"cluster", "FILE",
+        "Nodes, their speed and links, YAML: docs/plan.md. Default: those that run.",
         ReadText([s](std::string v) { s->cluster = std::move(v); })},
-       {"workload", "FILE", "Requests as CSV, or chat, code or summarisation.",
+       {"workload", "FILE",
+        "Requests as CSV, or chat, code or summarisation. Default: the router's last.",
         ReadText([s](std::string v) { s->workload = std::move(v); })},
        {"ttft-slo", "SECONDS", "Objective: time to first token.",
         ReadDouble([s](double v) { s->ttft_slo_s = v; })},
@@ -278,7 +273,9 @@ int RunPlanSearch(std::span<char* const> args, const Terminal& terminal) {
         ReadUint64([s](uint64_t v) { s->seed = v; })},
        {"threads", "N", "Default: all cores.", ReadUint32([s](uint32_t v) { s->threads = v; })},
        {"json", "FILE", "Write the plan there.",
-        ReadText([s](std::string v) { s->json = std::move(v); })}}};
+        ReadText([s](std::string v) { s->json = std::move(v); })},
+       {"html", "FILE", "Write a report there: topology, attainment, a simulated minute.",
+        ReadText([s](std::string v) { s->html = std::move(v); })}}};
   return RunFlagsOnly(
       command, args, terminal,
       [&](const std::atomic<bool>& stop) { return Run(settings, stop, terminal); },

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/svg.h"
 
 namespace tandem::cli {
 namespace {
@@ -15,36 +16,12 @@ constexpr double kLinearPercent = 0.1;
 
 double Folded(double percent) { return std::asinh(percent / kLinearPercent); }
 
-/// From values to places, along one axis.
-struct Axis {
-  double low, high, begin, end;
-  double At(double value) const { return begin + (value - low) / (high - low) * (end - begin); }
-};
-
-std::string Escape(const std::string& text) {
-  std::string escaped;
-  for (const char c : text) {
-    if (c == '<')
-      escaped += "&lt;";
-    else if (c == '&')
-      escaped += "&amp;";
-    else
-      escaped += c;
-  }
-  return escaped;
-}
-
-std::string Line(double x1, double y1, double x2, double y2, const char* style) {
-  return absl::StrFormat("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n",
-                         x1, y1, x2, y2, style);
-}
-
 std::string Label(double x, double y, const char* anchor, const std::string& text) {
   return absl::StrFormat("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n", x, y, anchor,
-                         Escape(text));
+                         EscapeXml(text));
 }
 
-Axis BitsAxis(std::span<const RateLossPoint> points) {
+SvgAxis BitsAxis(std::span<const RateLossPoint> points) {
   double low = HUGE_VAL, high = 0;
   for (const auto& point : points) {
     low = std::min(low, point.bits_per_element);
@@ -53,7 +30,7 @@ Axis BitsAxis(std::span<const RateLossPoint> points) {
   return {std::log(low / 1.3), std::log(high * 1.3), kLeft, kWidth - kRight};
 }
 
-Axis LossAxis(std::span<const RateLossPoint> points) {
+SvgAxis LossAxis(std::span<const RateLossPoint> points) {
   double low = 0, high = kLinearPercent;
   for (const auto& point : points) {
     low = std::min(low, 100 * (point.loss - point.loss_se));
@@ -62,19 +39,20 @@ Axis LossAxis(std::span<const RateLossPoint> points) {
   return {Folded(low * 1.2 - 0.02), Folded(high * 1.2), kHeight - kBottom, kTop};
 }
 
-std::string Frame(const std::string& title, const Axis& bits, const Axis& loss) {
+std::string Frame(const std::string& title, const SvgAxis& bits, const SvgAxis& loss) {
   std::string svg = Label(kLeft, kTop - 20, "start", title);
   for (const double tick : {0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0}) {
     const double at = std::log(tick);
     if (at < bits.low || at > bits.high) continue;
-    absl::StrAppend(&svg, Line(bits.At(at), kTop, bits.At(at), kHeight - kBottom, "grid"),
+    absl::StrAppend(&svg, SvgLine(bits.At(at), kTop, bits.At(at), kHeight - kBottom, "grid"),
                     Label(bits.At(at), kHeight - kBottom + 18, "middle", absl::StrCat(tick)));
   }
   for (const double tick : {-10.0, -1.0, -0.1, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0}) {
     const double at = Folded(tick);
     if (at < loss.low || at > loss.high) continue;
     absl::StrAppend(
-        &svg, Line(kLeft, loss.At(at), kWidth - kRight, loss.At(at), tick == 0 ? "zero" : "grid"),
+        &svg,
+        SvgLine(kLeft, loss.At(at), kWidth - kRight, loss.At(at), tick == 0 ? "zero" : "grid"),
         Label(kLeft - 8, loss.At(at) + 4, "end", absl::StrCat(tick, " %")));
   }
   absl::StrAppend(&svg,
@@ -89,15 +67,15 @@ std::string Frame(const std::string& title, const Axis& bits, const Axis& loss) 
 }  // namespace
 
 std::string RateLossSvg(const std::string& title, std::span<const RateLossPoint> points) {
-  const Axis bits = BitsAxis(points), loss = LossAxis(points);
+  const SvgAxis bits = BitsAxis(points), loss = LossAxis(points);
   std::string path, marks;
   for (const RateLossPoint& point : points) {
     const double x = bits.At(std::log(point.bits_per_element));
     const double y = loss.At(Folded(100 * point.loss));
     absl::StrAppendFormat(&path, "%s%.1f,%.1f", path.empty() ? "" : " ", x, y);
     absl::StrAppend(&marks,
-                    Line(x, loss.At(Folded(100 * (point.loss - point.loss_se))), x,
-                         loss.At(Folded(100 * (point.loss + point.loss_se))), "error"),
+                    SvgLine(x, loss.At(Folded(100 * (point.loss - point.loss_se))), x,
+                            loss.At(Folded(100 * (point.loss + point.loss_se))), "error"),
                     absl::StrFormat("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\"/>\n", x, y),
                     Label(x + 8, y - 8, "start", point.name));
   }

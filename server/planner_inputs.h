@@ -1,5 +1,5 @@
 // What the planner is told of the workers: from their reports to the planner's own terms. Used by
-// planner_loop. Pure functions, thread-safe.
+// planner_loop and by `tandem plan`. Pure functions, thread-safe.
 #pragma once
 
 #include <string>

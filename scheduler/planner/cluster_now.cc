@@ -171,7 +171,7 @@ double TypicalDecodeSeconds(const WorkerSpeed& speed) {
   return speed.latency.decode.StepSeconds(kSequences, kContextTokens);
 }
 
-std::string_view PhaseWord(Phase phase) {
+const char* PhaseWord(Phase phase) {
   return phase == Phase::kPrefill ? "prefill" : phase == Phase::kDecode ? "decode" : "mixed";
 }
 
@@ -190,7 +190,7 @@ std::string Describe(const std::vector<PhaseCounts>& counts) {
   for (const Phase phase : kPhases) {
     uint32_t n = 0;
     for (const PhaseCounts& one : counts) n += one.of(phase);
-    if (n > 0) parts.push_back(absl::StrCat(n, " ", std::string(PhaseWord(phase))));
+    if (n > 0) parts.push_back(absl::StrCat(n, " ", PhaseWord(phase)));
   }
   return absl::StrJoin(parts, ", ");
 }

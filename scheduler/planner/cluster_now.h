@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "scheduler/planner/plan_search.h"
@@ -13,7 +12,7 @@
 namespace tandem::planner {
 
 /// "prefill", "decode", "mixed".
-std::string_view PhaseWord(Phase phase);
+const char* PhaseWord(Phase phase);
 
 /// A worker that can be used.
 struct Node {

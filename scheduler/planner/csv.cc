@@ -11,6 +11,9 @@
 namespace tandem::planner {
 namespace {
 
+/// Characters of a wrong field in its message.
+constexpr size_t kMostShown = 100;
+
 std::vector<absl::string_view> Cells(absl::string_view line) {
   std::vector<absl::string_view> cells = absl::StrSplit(line, ',');
   for (absl::string_view& cell : cells) cell = absl::StripAsciiWhitespace(cell);
@@ -67,7 +70,7 @@ absl::StatusOr<std::vector<std::vector<double>>> ReadCsv(std::string_view text,
       const absl::string_view name(column.name.data(), column.name.size());
       if (place >= cells.size()) return fault("no value for '", name, "'");
       if (const std::string what = ReadCell(cells[place], column, row[i]); !what.empty()) {
-        return fault("'", name, "' is '", cells[place], "'; ", what);
+        return fault("'", name, "' is '", cells[place].substr(0, kMostShown), "'; ", what);
       }
     }
   }

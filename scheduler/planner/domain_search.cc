@@ -38,6 +38,7 @@ PlanTask TaskOf(const PlanTask& whole, const Cell& cell) {
   PlanTask task = whole;
   task.classes.clear();
   task.links.clear();
+  task.group_names.clear();
   task.groups = static_cast<uint32_t>(cell.groups.size());
   for (size_t i = 0; i < cell.classes.size(); ++i) {
     NodeClass nodes = whole.classes[cell.classes[i]];
@@ -47,6 +48,7 @@ PlanTask TaskOf(const PlanTask& whole, const Cell& cell) {
     task.classes.push_back(std::move(nodes));
   }
   for (const uint32_t from : cell.groups) {
+    if (from < whole.group_names.size()) task.group_names.push_back(whole.group_names[from]);
     for (const uint32_t to : cell.groups) {
       task.links.push_back(whole.links[from * whole.groups + to]);
     }
@@ -285,6 +287,7 @@ class DomainSearch {
       PlannedDomain& domain = plan_.domains.emplace_back();
       domain.task = kind.task;
       domain.placement = kind.found.best;
+      domain.colocated = kind.found.colocated;
       for (const Cell& cell : kind.cells) domain.members.push_back(cell.classes);
     }
     RunnerUp();
@@ -294,7 +297,9 @@ class DomainSearch {
 
   /// The plan in which one kind of domain has its second best placement.
   void RunnerUp() {
-    for (const CellKind& other : kinds_) {
+    std::optional<size_t> chosen;
+    for (size_t k = 0; k < kinds_.size(); ++k) {
+      const CellKind& other = kinds_[k];
       if (!other.found.runner_up) continue;
       PlannedPlacement sum;
       sum.counts = Counts(plan_.best.counts.size());
@@ -303,8 +308,10 @@ class DomainSearch {
       }
       if (!plan_.runner_up || sum.goodput_rps > plan_.runner_up->goodput_rps) {
         plan_.runner_up = std::move(sum);
+        chosen = k;
       }
     }
+    if (chosen) plan_.domains[*chosen].runner_up = kinds_[*chosen].found.runner_up;
   }
 
   const PlanTask& whole_;

@@ -34,16 +34,76 @@ size_t MostWidths(const PlanTask& task) {
   return most;
 }
 
+bool SameClass(const NodeClass& a, const NodeClass& b) {
+  return a.count == b.count && a.devices == b.devices && a.speed == b.speed && a.widths == b.widths;
+}
+
+/// Placements that differ only in which of several interchangeable groups does what, as one.
+class Symmetry {
+ public:
+  explicit Symmetry(const PlanTask& task) {
+    const std::vector<WorkerVariant> variants = VariantsOf(task);
+    const std::vector<uint32_t> kinds = GroupKinds(task);
+    std::vector<std::vector<size_t>> places(task.groups);
+    for (size_t v = 0; v < variants.size(); ++v) {
+      places[task.classes[variants[v].node_class].group].push_back(v);
+    }
+    for (uint32_t group = 0; group < task.groups; ++group) {
+      if (kinds[group] != group || places[group].empty()) continue;
+      std::vector<std::vector<size_t>> equal;
+      for (uint32_t other = group; other < task.groups; ++other) {
+        if (kinds[other] == group) equal.push_back(places[other]);
+      }
+      if (equal.size() > 1) equal_.push_back(std::move(equal));
+    }
+  }
+
+  /// One for all of them.
+  Counts Canonical(Counts counts) const {
+    for (const std::vector<std::vector<size_t>>& groups : equal_) {
+      std::vector<Counts> parts;
+      for (const std::vector<size_t>& places : groups) {
+        Counts& part = parts.emplace_back();
+        for (const size_t v : places) part.push_back(counts[v]);
+      }
+      std::sort(parts.begin(), parts.end());
+      for (size_t g = 0; g < groups.size(); ++g) {
+        for (size_t i = 0; i < groups[g].size(); ++i) counts[groups[g][i]] = parts[g][i];
+      }
+    }
+    return counts;
+  }
+
+ private:
+  /// Sets of groups, and of each group the places of its variants, in the same order.
+  std::vector<std::vector<std::vector<size_t>>> equal_;
+};
+
 class Climb {
  public:
-  Climb(const PlanTask& task, const std::atomic<bool>& stop)
-      : task_(task), stop_(stop), variants_(VariantsOf(task)), bound_(task) {}
+  Climb(const PlanTask& task, const std::atomic<bool>& stop, double most_work = kAnyWork)
+      : task_(task),
+        stop_(stop),
+        most_work_(most_work),
+        variants_(VariantsOf(task)),
+        bound_(task),
+        symmetry_(task) {}
+
+  absl::StatusOr<LocalOptimum> From(const PlannedPlacement& start) {
+    found_.best = start;
+    tried_.insert(symmetry_.Canonical(start.counts));
+    while (GoesOn()) {
+      ASSIGN_OR_RETURN(const bool better, Try(Moves(found_.best.counts, 1)));
+      if (!better) break;
+    }
+    return std::move(found_);
+  }
 
   absl::StatusOr<LocalOptimum> Run(const std::vector<Counts>& start) {
     RETURN_IF_ERROR(Begin(start));
     uint32_t step = 1;
     for (const PhaseCounts& one : found_.best.counts) step += one.workers() / 4;
-    while (!stop_) {
+    while (GoesOn()) {
       ASSIGN_OR_RETURN(bool better, Try(Moves(found_.best.counts, step)));
       if (better) continue;
       if (step > 1) {
@@ -76,18 +136,27 @@ class Climb {
   }
 
  private:
+  bool GoesOn() const {
+    uint32_t workers = 0;
+    for (const PhaseCounts& one : found_.best.counts) workers += one.workers();
+    const double of_one = static_cast<double>(task_.workload.size()) * (1 + workers / 64.0);
+    return !stop_ && static_cast<double>(found_.simulations) * of_one < most_work_;
+  }
+
   absl::Status Begin(const std::vector<Counts>& start) {
     std::vector<PlannedPlacement> seeds;
     const size_t widths = MostWidths(task_);
     for (size_t width = 0; width < widths; ++width) {
       seeds.push_back({.counts = AllMixed(task_, width)});
     }
+    for (const Counts& counts : start) seeds.push_back({.counts = counts});
+    // What these reach the others must.
+    const size_t first = seeds.size();
     for (size_t width = 0; width < widths; ++width) {
       for (Counts& counts : PhasesApart(task_, width, kSplits)) {
         seeds.push_back({.counts = std::move(counts)});
       }
     }
-    for (const Counts& counts : start) seeds.push_back({.counts = counts});
     std::vector<uint64_t> simulations(seeds.size(), 0);
     const auto simulate = [&](size_t i, double at_least_rps) -> absl::Status {
       PlannedPlacement& seed = seeds[i];
@@ -97,14 +166,15 @@ class Climb {
       return absl::OkStatus();
     };
     RETURN_IF_ERROR(
-        ForEachInParallel(task_.threads, widths, [&](size_t i) { return simulate(i, 0); }));
-    RETURN_IF_ERROR(ForEachInParallel(task_.threads, seeds.size() - widths, [&](size_t i) {
-      return simulate(widths + i, seeds[0].goodput_rps);
-    }));
+        ForEachInParallel(task_.threads, first, [&](size_t i) { return simulate(i, 0); }));
+    double least_rps = 0;
+    for (size_t i = 0; i < first; ++i) least_rps = std::max(least_rps, seeds[i].goodput_rps);
+    RETURN_IF_ERROR(ForEachInParallel(task_.threads, seeds.size() - first,
+                                      [&](size_t i) { return simulate(first + i, least_rps); }));
     found_.best = found_.colocated = seeds[0];
     for (size_t i = 0; i < seeds.size(); ++i) {
       found_.simulations += simulations[i];
-      if (!tried_.insert(seeds[i].counts).second) continue;
+      if (!tried_.insert(symmetry_.Canonical(seeds[i].counts)).second) continue;
       ++found_.simulated;
       if (i < widths && seeds[i].goodput_rps > found_.colocated.goodput_rps) {
         found_.colocated = seeds[i];
@@ -124,6 +194,7 @@ class Climb {
     std::vector<PlannedPlacement> placements;
     for (Counts& counts : candidates) {
       if (!Serves(counts)) continue;
+      counts = symmetry_.Canonical(std::move(counts));
       const double bound_rps = bound_.Rps(counts);
       if (bound_rps < threshold || !tried_.insert(counts).second) continue;
       placements.push_back({.counts = std::move(counts), .bound_rps = bound_rps});
@@ -172,7 +243,9 @@ class Climb {
     std::set<Counts> pairs;
     for (const Counts& one : Moves(found_.best.counts, 1)) {
       for (Counts& two : Moves(one, 1)) {
-        if (Serves(two) && !tried_.contains(two)) pairs.insert(std::move(two));
+        if (!Serves(two)) continue;
+        two = symmetry_.Canonical(std::move(two));
+        if (!tried_.contains(two)) pairs.insert(std::move(two));
       }
     }
     std::vector<std::pair<double, const Counts*>> order;
@@ -186,8 +259,10 @@ class Climb {
 
   const PlanTask& task_;
   const std::atomic<bool>& stop_;
+  const double most_work_;
   const std::vector<WorkerVariant> variants_;
   const PlacementBound bound_;
+  const Symmetry symmetry_;
   LocalOptimum found_;
   std::set<Counts> tried_;
 };
@@ -243,10 +318,45 @@ std::vector<std::vector<PhaseCounts>> PhasesApart(const PlanTask& task, size_t w
   return chosen;
 }
 
+std::vector<uint32_t> GroupKinds(const PlanTask& task) {
+  std::vector<std::vector<const NodeClass*>> nodes(task.groups);
+  for (const NodeClass& one : task.classes) nodes[one.group].push_back(&one);
+  const auto link = [&](uint32_t from, uint32_t to) -> const Link& {
+    return task.links[from * task.groups + to];
+  };
+  const auto exchangeable = [&](uint32_t a, uint32_t b) {
+    if (!std::equal(nodes[a].begin(), nodes[a].end(), nodes[b].begin(), nodes[b].end(),
+                    [](const auto* x, const auto* y) { return SameClass(*x, *y); })) {
+      return false;
+    }
+    bool same = link(a, a) == link(b, b) && link(a, b) == link(b, a);
+    for (uint32_t other = 0; other < task.groups && same; ++other) {
+      if (other == a || other == b) continue;
+      same = link(a, other) == link(b, other) && link(other, a) == link(other, b);
+    }
+    return same;
+  };
+  std::vector<uint32_t> kinds(task.groups);
+  for (uint32_t group = 0; group < task.groups; ++group) {
+    kinds[group] = group;
+    for (uint32_t before = 0; before < group; ++before) {
+      if (kinds[before] != before || !exchangeable(before, group)) continue;
+      kinds[group] = before;
+      break;
+    }
+  }
+  return kinds;
+}
+
 absl::StatusOr<LocalOptimum> SearchLocally(const PlanTask& task,
                                            const std::vector<std::vector<PhaseCounts>>& start,
-                                           const std::atomic<bool>& stop) {
-  return Climb(task, stop).Run(start);
+                                           const std::atomic<bool>& stop, double most_work) {
+  return Climb(task, stop, most_work).Run(start);
+}
+
+absl::StatusOr<LocalOptimum> ClimbFrom(const PlanTask& task, const PlannedPlacement& start,
+                                       double most_work, const std::atomic<bool>& stop) {
+  return Climb(task, stop, most_work).From(start);
 }
 
 }  // namespace tandem::planner

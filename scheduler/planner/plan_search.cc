@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "scheduler/planner/domain_search.h"
+#include "scheduler/planner/local_search.h"
 #include "scheduler/planner/placement_goodput.h"
 
 namespace tandem::planner {
@@ -15,6 +16,15 @@ namespace {
 constexpr double kMostPlacements = 200'000;
 /// Beyond, simulating all of them at once takes too long: see domain_search.h.
 constexpr uint32_t kMostWorkers = 64;
+/// Clusters of so many workers are simulated as a whole once their domains are planned, with
+/// samples of as many times the requests as there are groups, this many times at most;
+/// SearchLocally's work.
+constexpr uint32_t kMostWholeWorkers = 128, kMostRepeats = 4;
+constexpr double kWholeWork = 2e6;
+/// Of climbing from a plan whose links have become faster.
+constexpr double kWhatIfWork = 3e5;
+/// GoodputFrom's, for what more links or nodes would buy.
+constexpr int kWhatIfPatience = 3;
 /// Placements that are simulated with one threshold: not the number of threads, which must not
 /// change the result.
 constexpr size_t kBatch = 8;
@@ -96,6 +106,18 @@ absl::Status SimulateBatch(const PlanTask& task, std::span<PlannedPlacement> bat
   return absl::OkStatus();
 }
 
+/// All nodes hand over to each other, in the plan's placements.
+void TakeForOneDomain(const PlanTask& task, Plan& plan) {
+  PlannedDomain domain = {.task = task,
+                          .placement = plan.best,
+                          .runner_up = plan.runner_up,
+                          .colocated = plan.colocated,
+                          .members = {{}},
+                          .at_goodput = {}};
+  for (uint32_t c = 0; c < task.classes.size(); ++c) domain.members[0].push_back(c);
+  plan.domains = {std::move(domain)};
+}
+
 /// Branch and bound over all placements.
 absl::StatusOr<Plan> SearchAll(const PlanTask& task, const std::atomic<bool>& stop) {
   ASSIGN_OR_RETURN(std::vector<PlannedPlacement> placements, EnumeratePlacements(task));
@@ -140,12 +162,26 @@ absl::StatusOr<Plan> SearchAll(const PlanTask& task, const std::atomic<bool>& st
                      .best_rps = plan.best.goodput_rps});
     }
   }
-  PlannedDomain& domain = plan.domains.emplace_back();
-  domain.task = task;
-  domain.placement = plan.best;
-  std::vector<uint32_t>& members = domain.members.emplace_back();
-  for (uint32_t c = 0; c < task.classes.size(); ++c) members.push_back(c);
+  TakeForOneDomain(task, plan);
   return plan;
+}
+
+/// Takes all nodes for one domain, as the daemon's dispatcher does, and climbs on from the domains'
+/// plan, all mixed and splits over the whole.
+absl::Status Polish(const PlanTask& task, const std::atomic<bool>& stop, Plan& plan) {
+  std::vector<char> used(task.groups, 0);
+  for (const NodeClass& nodes : task.classes) used[nodes.group] |= nodes.count > 0;
+  const auto groups = static_cast<uint32_t>(std::count(used.begin(), used.end(), 1));
+  PlanTask whole = task;
+  whole.workload = Repeated(task.workload, std::min(groups, kMostRepeats));
+  ASSIGN_OR_RETURN(LocalOptimum found, SearchLocally(whole, {plan.best.counts}, stop, kWholeWork));
+  plan.simulated += found.simulated;
+  plan.simulations += found.simulations;
+  plan.best = std::move(found.best);
+  plan.runner_up = std::move(found.runner_up);
+  plan.colocated = std::move(found.colocated);
+  TakeForOneDomain(whole, plan);
+  return absl::OkStatus();
 }
 
 /// Simulates every kind of domain at its goodput.
@@ -154,10 +190,8 @@ absl::Status SimulateDomains(Plan& plan) {
   RETURN_IF_ERROR(
       ForEachInParallel(domains[0].task.threads, domains.size(), [&](size_t i) -> absl::Status {
         const PlannedPlacement& placement = domains[i].placement;
-        const double rps =
-            placement.goodput_rps > 0 ? placement.goodput_rps : placement.bound_rps / 10;
-        ASSIGN_OR_RETURN(domains[i].at_goodput,
-                         SimulatePlacement(domains[i].task, placement.counts, rps));
+        ASSIGN_OR_RETURN(domains[i].at_goodput, SimulatePlacement(domains[i].task, placement.counts,
+                                                                  placement.ShownRps()));
         return absl::OkStatus();
       }));
   if (domains.size() == 1 && domains[0].members.size() == 1) {
@@ -184,23 +218,70 @@ absl::Status SimulateDomains(Plan& plan) {
   return absl::OkStatus();
 }
 
-/// What one more node of the domain's class `c` would do for the whole plan.
-absl::Status FindOneMore(const PlannedDomain& domain, uint32_t c, Plan& plan) {
-  const std::vector<WorkerVariant> variants = VariantsOf(domain.task);
-  const PlacementBound bound(domain.task);
+/// A variant and a phase in which one more node is tried.
+struct WhatIf {
+  size_t variant = 0;
+  Phase phase = Phase::kMixed;
+  double goodput_rps = 0;
+  uint64_t simulations = 0;
+};
+
+/// By class of the domain: the first one that must gain the same by another node.
+std::vector<uint32_t> EqualClasses(const PlannedDomain& domain,
+                                   const std::vector<WorkerVariant>& variants) {
+  const std::vector<uint32_t> kinds = GroupKinds(domain.task);
+  std::vector<std::vector<uint32_t>> classes(domain.task.groups);
+  std::vector<std::vector<PhaseCounts>> counts(domain.task.groups);
+  std::vector<uint32_t> equal;
+  for (uint32_t c = 0; c < domain.task.classes.size(); ++c) {
+    classes[domain.task.classes[c].group].push_back(c);
+    equal.push_back(c);
+  }
   for (size_t v = 0; v < variants.size(); ++v) {
-    if (variants[v].node_class != c) continue;
-    for (const Phase phase : kPhases) {
-      std::vector<PhaseCounts> counts = domain.placement.counts;
-      counts[v].of(phase) += variants[v].per_node;
-      ASSIGN_OR_RETURN(const double own_rps,
-                       GoodputFrom(domain.task, counts, bound.Rps(counts),
-                                   domain.placement.goodput_rps, plan.simulations));
-      const double rps = plan.best.goodput_rps - domain.placement.goodput_rps + own_rps;
+    counts[domain.task.classes[variants[v].node_class].group].push_back(domain.placement.counts[v]);
+  }
+  for (uint32_t group = 0; group < domain.task.groups; ++group) {
+    for (uint32_t before = 0; before < group; ++before) {
+      if (kinds[before] != kinds[group] || counts[before] != counts[group]) continue;
+      for (size_t i = 0; i < classes[group].size(); ++i)
+        equal[classes[group][i]] = classes[before][i];
+      break;
+    }
+  }
+  return equal;
+}
+
+/// What one more node of each of the domain's classes would do for the whole plan.
+absl::Status FindOneMore(const PlannedDomain& domain, const std::atomic<bool>& stop, Plan& plan) {
+  const std::vector<WorkerVariant> variants = VariantsOf(domain.task);
+  const std::vector<uint32_t> equal = EqualClasses(domain, variants);
+  const PlacementBound bound(domain.task);
+  std::vector<WhatIf> tries;
+  for (size_t v = 0; v < variants.size(); ++v) {
+    if (equal[variants[v].node_class] != variants[v].node_class) continue;
+    for (const Phase phase : kPhases) tries.push_back({.variant = v, .phase = phase});
+  }
+  RETURN_IF_ERROR(
+      ForEachInParallel(domain.task.threads, tries.size(), [&](size_t i) -> absl::Status {
+        if (stop) return absl::OkStatus();  // the caller forgets all of them
+        WhatIf& one = tries[i];
+        std::vector<PhaseCounts> counts = domain.placement.counts;
+        counts[one.variant].of(one.phase) += variants[one.variant].per_node;
+        ASSIGN_OR_RETURN(one.goodput_rps, GoodputFrom(domain.task, counts, bound.Rps(counts),
+                                                      domain.placement.goodput_rps, one.simulations,
+                                                      kWhatIfPatience));
+        return absl::OkStatus();
+      }));
+  for (const WhatIf& one : tries) {
+    plan.simulations += one.simulations;
+    const double rps = plan.best.goodput_rps - domain.placement.goodput_rps + one.goodput_rps;
+    const uint32_t node_class = variants[one.variant].node_class;
+    for (uint32_t c = 0; c < equal.size(); ++c) {
+      if (equal[c] != node_class) continue;
       for (const std::vector<uint32_t>& member : domain.members) {
         Plan::OneMore& gain = plan.one_more[member[c]];
-        if (rps <= gain.goodput_rps) continue;
-        gain = {.phase = phase, .devices = variants[v].devices, .goodput_rps = rps};
+        if (rps < gain.goodput_rps) continue;
+        gain = {.phase = one.phase, .devices = variants[one.variant].devices, .goodput_rps = rps};
       }
     }
   }
@@ -209,19 +290,25 @@ absl::Status FindOneMore(const PlannedDomain& domain, uint32_t c, Plan& plan) {
 
 /// What faster links and one more node would buy.
 absl::Status FindSensitivities(const PlanTask& task, const std::atomic<bool>& stop, Plan& plan) {
-  plan.one_more.resize(task.classes.size());
+  plan.one_more.assign(task.classes.size(), {.goodput_rps = plan.best.goodput_rps});
   plan.with_fast_links_rps = plan.best.goodput_rps;
   for (const PlannedDomain& domain : plan.domains) {
     PlanTask fast = domain.task;
     for (Link& link : fast.links) link.bytes_per_s *= 10;
-    ASSIGN_OR_RETURN(const double rps,
-                     GoodputFrom(fast, domain.placement.counts, domain.placement.bound_rps,
-                                 domain.placement.goodput_rps, plan.simulations));
-    plan.with_fast_links_rps +=
-        static_cast<double>(domain.members.size()) * (rps - domain.placement.goodput_rps);
-    for (uint32_t c = 0; c < domain.task.classes.size(); ++c) {
-      if (stop) return absl::OkStatus();
-      RETURN_IF_ERROR(FindOneMore(domain, c, plan));
+    PlannedPlacement now = domain.placement;
+    now.bound_rps = PlacementBound(fast).Rps(now.counts);
+    ASSIGN_OR_RETURN(now.goodput_rps,
+                     GoodputFrom(fast, now.counts, now.bound_rps, domain.placement.goodput_rps,
+                                 plan.simulations, kWhatIfPatience));
+    // Other placements may be better then.
+    ASSIGN_OR_RETURN(const LocalOptimum then, ClimbFrom(fast, now, kWhatIfWork, stop));
+    plan.simulations += then.simulations;
+    plan.with_fast_links_rps += static_cast<double>(domain.members.size()) *
+                                (then.best.goodput_rps - domain.placement.goodput_rps);
+    if (!stop) RETURN_IF_ERROR(FindOneMore(domain, stop, plan));
+    if (stop) {
+      plan.one_more.clear();
+      break;
     }
   }
   return absl::OkStatus();
@@ -262,6 +349,7 @@ absl::StatusOr<Plan> SearchPlan(const PlanTask& task, const std::atomic<bool>& s
   if (most == 0) return absl::InvalidArgumentError("there is no node to plan for");
   const bool small = most <= kMostWorkers && CountPlacements(task, variants) <= kMostPlacements;
   ASSIGN_OR_RETURN(Plan plan, small ? SearchAll(task, stop) : SearchDomains(task, stop));
+  if (!small && most <= kMostWholeWorkers && !stop) RETURN_IF_ERROR(Polish(task, stop, plan));
   RETURN_IF_ERROR(SimulateDomains(plan));
   if (!stop) RETURN_IF_ERROR(FindSensitivities(task, stop, plan));
   plan.complete = plan.complete && !stop;

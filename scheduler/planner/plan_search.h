@@ -49,6 +49,8 @@ struct PlanProgress {
 
 struct PlanTask {
   std::vector<NodeClass> classes;
+  /// For people; by group, or empty.
+  std::vector<std::string> group_names;
   /// Between groups, from × groups + to.
   uint32_t groups = 1;
   std::vector<Link> links;
@@ -96,6 +98,9 @@ struct PlannedPlacement {
   /// the cheapest requests that make up the target count. Higher rates are not tried: a sample of
   /// requests that ends soon may meet them, a cluster cannot.
   double bound_rps = 0;
+
+  /// The rate at which it is shown: its goodput, a tenth of its bound when that is 0.
+  double ShownRps() const { return goodput_rps > 0 ? goodput_rps : bound_rps / 10; }
 };
 
 /// Equal sets of nodes; those of a set hand over to each other alone, and every set gets requests
@@ -103,11 +108,14 @@ struct PlannedPlacement {
 struct PlannedDomain {
   /// The nodes of one set, for any simulation of it; its classes are named as in the whole task.
   PlanTask task;
-  /// Of one set, by the variants of its own task.
+  /// Of one set, by the variants of its own task: the best one; in the plan that is the runner-up,
+  /// where it differs; all mixed.
   PlannedPlacement placement;
+  std::optional<PlannedPlacement> runner_up;
+  PlannedPlacement colocated;
   /// For each set, by its classes: which class of the whole task they are part of.
   std::vector<std::vector<uint32_t>> members;
-  /// Of one set at its goodput (at a tenth of the bound when that is 0).
+  /// Of one set at its ShownRps.
   SimulationResult at_goodput;
 };
 
@@ -119,10 +127,10 @@ struct Plan {
   PlannedPlacement colocated;
   /// How its nodes hand over; one domain of all nodes where the cluster is small.
   std::vector<PlannedDomain> domains;
-  /// The best one, simulated at its goodput (at a tenth of its bound when that is 0). Of several
-  /// domains, means by their shares of the requests, and neither workers nor pairs.
+  /// The best one, simulated at its ShownRps. Of several domains, means by their shares of the
+  /// requests, and neither workers nor pairs.
   SimulationResult at_goodput;
-  /// The best one's goodput if every link were ten times as fast.
+  /// The goodput that is reached from the best one if every link were ten times as fast.
   double with_fast_links_rps = 0;
   /// By class: with one more node of it, in the phase and the width that gain most.
   struct OneMore {
@@ -152,9 +160,10 @@ absl::StatusOr<double> PlacementGoodput(const PlanTask& task,
 /// The placement with the highest goodput. Up to 200,000 placements and 64 workers: of all; of
 /// equals, all mixed, then the one with the higher bound; placements whose bound is no better than
 /// the second best known are left out. Larger clusters: the best that domains of at most 64 nodes
-/// reach by local search. The same result with any number of threads. `stop` ends it early, with
-/// CANCELLED (but see PlanTask::keep_when_stopped). INVALID_ARGUMENT when there is no node, for an
-/// empty workload or one without a pace, or numbers out of range.
+/// reach by local search; up to 128 workers are then one domain, whose placement is improved
+/// further. The same result with any number of threads. `stop` ends it early, with CANCELLED (but
+/// see PlanTask::keep_when_stopped). INVALID_ARGUMENT when there is no node, for an empty workload
+/// or one without a pace, or numbers out of range.
 absl::StatusOr<Plan> SearchPlan(const PlanTask& task, const std::atomic<bool>& stop);
 
 }  // namespace tandem::planner

@@ -15,6 +15,7 @@
 namespace tandem::e2e {
 namespace {
 
+using testing::AllOf;
 using testing::AnyOf;
 using testing::HasSubstr;
 
@@ -305,6 +306,50 @@ TEST_F(PlannerTest, TheWorkloadCanBeSavedAndPlannedFor) {
       TemporaryPath(".log"));
   EXPECT_EQ(tells.Wait(), 0) << tells.Log();
   EXPECT_THAT(tells.Log(), AnyOf(HasSubstr("this router decides"), HasSubstr("nobody decides")));
+}
+
+TEST_F(PlannerTest, ARunningClusterIsPlannedAndSaved) {
+  StartRouter({"--planner", "off"});
+  StartWorker({"--phase", "prefill"});
+  StartWorker({"--phase", "decode"});
+  ASSERT_TRUE(clients_[0]->WaitWorkers(2));
+  const auto plan = [&](std::vector<std::string> arguments, int exit_code) {
+    arguments.insert(arguments.begin(), {BinaryPath("tandem"), "plan"});
+    Process process(arguments, TemporaryPath(".log"));
+    EXPECT_EQ(process.Wait(), exit_code) << process.Log();
+    return process.Log();
+  };
+  const std::string router = routers_[0]->RouterAddress();
+  const std::string cluster = TemporaryPath(".yaml"), workload = TemporaryPath(".csv");
+  EXPECT_THAT(plan({"cluster", "--router", router}, 1), HasSubstr("no worker has measured yet"));
+  const auto measured = [&] {
+    const auto workers = clients_[0]->Workers();
+    uint64_t prefill = 0, decode = 0;
+    for (const auto& worker : workers.workers()) {
+      prefill += worker.load().latency().prefill_samples();
+      decode += worker.load().latency().decode_samples();
+    }
+    return prefill > 0 && decode > 0;
+  };
+  for (uint32_t i = 0; i < 3 || (i < 100 && !measured()); ++i) {
+    ASSERT_TRUE(clients_[0]->Generate(Request(400 + i, 10, i)).status.ok());
+  }
+  ASSERT_TRUE(WaitFor(measured));
+  EXPECT_THAT(plan({"search", "--router", router, "--ttft-slo=5", "--tpot-slo=1"}, 0),
+              HasSubstr("all mixed"));
+  plan({"cluster", "--router", router, "--out", cluster}, 0);
+  plan({"workload", "--router", router, "--out", workload}, 0);
+  std::ifstream file(cluster);
+  std::stringstream text;
+  text << file.rdbuf();
+  EXPECT_THAT(text.str(), HasSubstr("kv_bytes_per_token: "));
+  EXPECT_THAT(text.str(), AllOf(HasSubstr("w0"), HasSubstr("w1")));
+  routers_[0]->process().Signal(SIGKILL);
+  EXPECT_THAT(
+      plan({"search", "--cluster", cluster, "--workload", workload, "--ttft-slo=5", "--tpot-slo=1"},
+           0),
+      HasSubstr("all mixed"))
+      << text.str();
 }
 
 }  // namespace

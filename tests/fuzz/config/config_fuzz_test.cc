@@ -2,11 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "server/config.h"
+#include "tests/support/text_mutations.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
@@ -51,30 +51,9 @@ TEST(ConfigFuzz, DeepNestingAndLongLines) {
 }
 
 TEST(ConfigFuzz, Mutations) {
-  const std::vector<std::string> seeds = Seeds();
-  const std::string spice = "{}[]:,-?#&*!|>'\"%@` \n\t\\\r0a\xff";
-  std::mt19937 random(1);
-  const auto below = [&random](size_t n) { return n == 0 ? 0 : random() % n; };
-  for (int i = 0; i < 20'000; ++i) {
-    std::string text = seeds[below(seeds.size())];
-    for (size_t n = 1 + below(4); n > 0; --n) {
-      const size_t at = below(text.size() + 1);
-      switch (below(4)) {
-        case 0:
-          text.insert(at, 1, spice[below(spice.size())]);
-          break;
-        case 1:
-          text.erase(at, 1 + below(8));
-          break;
-        case 2:
-          if (at < text.size()) text[at] = static_cast<char>(random());
-          break;
-        default:
-          text.insert(at, text.substr(below(text.size()), below(40)));
-      }
-    }
-    Fuzz(text);
-  }
+  std::vector<std::string> words;
+  for (const char c : std::string("{}[]:,-?#&*!|>'\"%@` \n\t\\\r0a\xff")) words.emplace_back(1, c);
+  ForEachMutation(Seeds(), words, 20'000, Fuzz);
 }
 
 }  // namespace

@@ -62,9 +62,16 @@ class Router final : public v1::InferenceService::Service, public v1::ClusterSer
     return status;
   }
 
+  grpc::Status GetWorkload(grpc::ServerContext*, const v1::GetWorkloadRequest*,
+                           v1::GetWorkloadResponse* response) override {
+    *response = workload;
+    return status;
+  }
+
   v1::GenerateRequest generate;
   std::vector<v1::GenerateResponse> responses;
   v1::ListWorkersResponse workers;
+  v1::GetWorkloadResponse workload;
   grpc::Status status;
   std::string retry_ms;
   bool interrupt_after_first_message = false;
@@ -267,6 +274,35 @@ TEST(Status, ShowsATable) {
                 router.address() + ": 0 of 256 requests in flight\n");
 }
 
+TEST(Status, ShowsLinks) {
+  Router router;
+  for (const char* name : {"p1", "d1"}) {
+    v1::WorkerState* worker = router.workers.add_workers();
+    worker->mutable_info()->set_name(name);
+    worker->mutable_info()->set_data_address(absl::StrCat(name, ":8472"));
+  }
+  EXPECT_THAT(Call(RunStatus, {"--links"}, router.address()).out,
+              HasSubstr("no link has been measured\n"));
+  v1::LinkEstimate* link = router.workers.mutable_workers(1)->mutable_load()->add_links();
+  link->set_data_address("p1:8472");
+  link->set_bytes_per_s(5 << 20);
+  link->set_rtt_s(0.00125);
+  link->set_age_s(2.5);
+  link->set_samples(7);
+  link->set_confidence(0.9);
+  link->set_usual_bytes_per_s(50 << 20);
+  link->set_degraded(true);
+  link->set_relayed(true);
+  link = router.workers.mutable_workers(1)->mutable_load()->add_links();
+  link->set_data_address("10.0.0.9:8472");
+  EXPECT_THAT(
+      Call(RunStatus, {"--links"}, router.address()).out,
+      HasSubstr("FROM           TO  BANDWIDTH  RTT      CONFIDENCE  MEASURED   SAMPLES  STATE\n"
+                "10.0.0.9:8472  d1  0 B/s      0.00 ms  0 %         0.0 s ago  0        ok\n"
+                "p1             d1  5.0 MiB/s  1.25 ms  90 %        2.5 s ago  7        degraded "
+                "(usually 50.0 MiB/s), relayed\n"));
+}
+
 TEST(Status, SaysThatThereIsNobody) {
   Router router;
   EXPECT_THAT(Call(RunStatus, {}, router.address()).out, HasSubstr("no worker has registered\n"));
@@ -295,6 +331,101 @@ TEST(Tokenize, WritesIds) {
   EXPECT_EQ(Call(RunTokenize, {"--no-special-tokens", "ab"}, router.address()).out, "97 98\n");
   EXPECT_EQ(Call(RunTokenize, {"--count", "ab"}, router.address()).out, "3\n");
   EXPECT_EQ(Call(RunTokenize, {}, router.address()).code, kUsage);
+}
+
+/// A worker that has measured itself, and the links that lead to it.
+void AddWorker(const std::string& name, const std::vector<std::string>& others, Router& router) {
+  v1::WorkerState& worker = *router.workers.add_workers();
+  v1::WorkerInfo& info = *worker.mutable_info();
+  info.set_name(name);
+  info.set_data_address(name);
+  info.set_kv_bytes_per_token(1e5);
+  info.set_decode_kv_tokens(30'000);
+  worker.mutable_load()->set_phase(v1::PHASE_MIXED);
+  v1::LatencyModel& model = *worker.mutable_load()->mutable_latency();
+  model.set_prefill_base_s(0.0181234567);
+  model.set_prefill_per_token_s(1e-4 / 3);
+  model.set_decode_base_s(0.02);
+  model.set_decode_per_sequence_s(4e-5);
+  model.set_saturation_tokens(512);
+  model.set_prefill_samples(10);
+  model.set_decode_samples(10);
+  for (const std::string& other : others) {
+    v1::LinkEstimate& link = *worker.mutable_load()->add_links();
+    link.set_data_address(other);
+    link.set_bytes_per_s(1e9 / 7);
+    link.set_rtt_s(1e-3 / 3);
+  }
+}
+
+class PlanRunningTest : public testing::Test {
+ protected:
+  std::string Path(const std::string& name) const {
+    return testing::TempDir() + std::to_string(getpid()) + name;
+  }
+  /// `tandem plan` with these arguments.
+  Outcome Plan(const std::vector<std::string>& arguments) {
+    return Call(RunPlan, arguments, router_.address());
+  }
+  std::vector<std::string> Search(std::vector<std::string> more) {
+    more.insert(more.begin(), {"search", "--ttft-slo=0.5", "--tpot-slo=0.05"});
+    return more;
+  }
+  static std::string Read(const std::string& path) {
+    std::ostringstream text;
+    text << std::ifstream(path).rdbuf();
+    return text.str();
+  }
+
+  Router router_;
+};
+
+TEST_F(PlanRunningTest, WhatWasSavedIsPlannedTheSame) {
+  AddWorker("a", {"b"}, router_);
+  AddWorker("b", {"a"}, router_);
+  for (int i = 0; i < 40; ++i) {
+    router_.workload.add_arrival_s(i / 3.0);
+    router_.workload.add_prompt_tokens(200 + 13 * (i % 7));
+    router_.workload.add_output_tokens(20 + i % 5);
+    router_.workload.add_cached_tokens(0);
+  }
+  const std::string cluster = Path("c.yaml"), workload = Path("w.csv");
+  const Outcome saved = Plan({"cluster", "--out", cluster});
+  ASSERT_EQ(saved.code, kOk) << saved.err;
+  EXPECT_THAT(Read(cluster), HasSubstr("# a, b"));
+  EXPECT_EQ(Plan({"cluster"}).out, Read(cluster));
+  ASSERT_EQ(Plan({"workload", "--out", workload}).code, kOk);
+  const Outcome running = Plan(Search({"--json", Path("1.json"), "--html", Path("1.html")}));
+  EXPECT_EQ(running.code, kOk) << running.err;
+  EXPECT_THAT(running.out, HasSubstr("2 mixed (a+1)"));
+  EXPECT_THAT(Read(Path("1.html")), HasSubstr("Plan for router " + router_.address()));
+  const Outcome again = Plan(Search({"--cluster", cluster, "--workload", workload, "--json",
+                                     Path("2.json"), "--router=127.0.0.1:1"}));
+  EXPECT_EQ(again.out, running.out) << again.err;
+  EXPECT_EQ(Read(Path("2.json")), Read(Path("1.json")));
+  // One of both may come from a file.
+  EXPECT_EQ(Plan(Search({"--cluster", cluster})).out, running.out);
+  EXPECT_EQ(Plan(Search({"--workload", workload})).out, running.out);
+  for (const char* name : {"c.yaml", "w.csv", "1.json", "1.html", "2.json"}) {
+    unlink(Path(name).c_str());
+  }
+}
+
+TEST_F(PlanRunningTest, SaysWhatIsMissing) {
+  const Outcome nobody = Plan({"cluster"});
+  EXPECT_EQ(nobody.code, kFailed);
+  EXPECT_EQ(nobody.err, "tandem: FAILED_PRECONDITION: there is no worker\n");
+  AddWorker("a", {}, router_);
+  router_.workers.mutable_workers(0)->mutable_load()->mutable_latency()->set_decode_samples(0);
+  EXPECT_THAT(Plan(Search({})).err, HasSubstr("FAILED_PRECONDITION: no worker has measured yet"));
+  router_.workers.mutable_workers(0)->mutable_load()->mutable_latency()->set_decode_samples(1);
+  EXPECT_THAT(Plan(Search({})).err, HasSubstr("router " + router_.address() + ": has no request"));
+  for (const char* command : {"cluster", "workload", "search"}) {
+    const Outcome silent = Plan({command, "--router=127.0.0.1:1"});
+    EXPECT_EQ(silent.code, kFailed);
+    EXPECT_THAT(silent.err, HasSubstr("tandem: UNAVAILABLE: "));
+    EXPECT_THAT(silent.err, HasSubstr("\ntandem: hint: is a router listening on 127.0.0.1:1?"));
+  }
 }
 
 TEST(Help, IsThereForEachCommand) {

@@ -186,7 +186,7 @@ TEST_F(PlanTest, SearchNamesTheFaultOfAClusterFile) {
   EXPECT_THAT(fault("kv_bytes", "kw_bytes"), HasSubstr("kv_bytes_per_token is missing"));
   EXPECT_THAT(fault("kind: big", "kind: small"), HasSubstr("nodes: there is no kind 'small'"));
   EXPECT_THAT(fault("0.018", "fast"),
-              HasSubstr("kinds: big: prefill_base_s must be a number from 0 to 1000"));
+              HasSubstr("kinds: big: prefill_base_s must be a number from 0 to 100"));
   EXPECT_THAT(fault("decode_base_s", "decode_bass_s"), HasSubstr("decode_base_s is missing"));
   EXPECT_THAT(fault("group: a", "rack: a"), HasSubstr("nodes: unknown key rack"));
   EXPECT_THAT(fault("rtt_s", "rtt"), HasSubstr("links: between: unknown key rtt"));
@@ -197,7 +197,8 @@ TEST_F(PlanTest, SearchNamesTheFaultOfAClusterFile) {
 TEST_F(PlanTest, TellsTheFaultOfACommandLine) {
   EXPECT_THAT(Call(RunPlan, {}, "").err, HasSubstr("tandem: plan: which command?"));
   EXPECT_THAT(Call(RunPlan, {"guess"}, "").err, HasSubstr("unknown command 'plan guess'"));
-  EXPECT_THAT(Call(RunPlan, {"search"}, "").err, HasSubstr("--cluster is missing"));
+  EXPECT_THAT(Call(RunPlan, {"search", "--requests=1"}, "").err,
+              HasSubstr("--requests and --context must be at least 2"));
   EXPECT_THAT(Call(RunPlan, {"compat"}, "").err, HasSubstr("--cases is missing"));
   EXPECT_THAT(Call(RunPlan, {"compat", "--cases=x"}, "").err, HasSubstr("--out is missing"));
   const Outcome empty = Compat();

@@ -25,7 +25,7 @@ TEST(RateLossSvgTest, ShowsAllPoints) {
   EXPECT_EQ(Count(svg, "<circle"), 3u);
   EXPECT_EQ(Count(svg, "class=\"error\""), 3u);
   for (const auto& point : points) EXPECT_THAT(svg, HasSubstr(">" + point.name + "</text>"));
-  EXPECT_THAT(svg, HasSubstr("a &lt;model> &amp; more"));
+  EXPECT_THAT(svg, HasSubstr("a &lt;model&gt; &amp; more"));
   EXPECT_THAT(svg, HasSubstr(">2 %</text>"));
   EXPECT_THAT(svg, Not(HasSubstr("nan")));
 }

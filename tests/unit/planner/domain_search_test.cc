@@ -110,11 +110,11 @@ TEST(PlanOfASmallCluster, ChoosesWidthsThatFillTheNodes) {
 }
 
 /// Racks of two kinds; the plan of each is a domain's.
-PlanTask Racks(uint32_t racks) {
+PlanTask Racks(uint32_t racks, uint32_t a = 6, uint32_t b = 4) {
   std::vector<NodeClass> classes;
   for (uint32_t rack = 0; rack < racks; ++rack) {
-    classes.push_back({.name = "a", .count = 6, .group = rack, .speed = Speed()});
-    classes.push_back({.name = "b", .count = 4, .group = rack, .speed = Speed(3, 1.2)});
+    classes.push_back({.name = "a", .count = a, .group = rack, .speed = Speed()});
+    classes.push_back({.name = "b", .count = b, .group = rack, .speed = Speed(3, 1.2)});
   }
   return Task(std::move(classes), racks, 1.25e7, "chat", 0.6, 0.05, 200);
 }
@@ -131,12 +131,13 @@ double BestByHand(const PlanTask& task, const std::vector<PhaseCounts>& plan) {
   std::vector<PhaseCounts> mixed;
   for (const NodeClass& nodes : task.classes) mixed.push_back({.mixed = nodes.count});
   tries.push_back(mixed);
-  for (uint32_t a = 0; a <= 6; ++a) {  // as Algorithm 2, the same in every rack
-    for (uint32_t b = a == 0 ? 1 : 0; b <= 4 && a + b < 10; ++b) {
+  const uint32_t of_a = task.classes[0].count, of_b = task.classes[1].count;
+  for (uint32_t a = 0; a <= of_a; ++a) {  // as Algorithm 2, the same in every rack
+    for (uint32_t b = a == 0 ? 1 : 0; b <= of_b && a + b < of_a + of_b; ++b) {
       std::vector<PhaseCounts>& counts = tries.emplace_back();
       for (size_t c = 0; c < task.classes.size(); c += 2) {
-        counts.push_back({.prefill = a, .decode = 6 - a});
-        counts.push_back({.prefill = b, .decode = 4 - b});
+        counts.push_back({.prefill = a, .decode = of_a - a});
+        counts.push_back({.prefill = b, .decode = of_b - b});
       }
     }
   }
@@ -162,16 +163,37 @@ double BestByHand(const PlanTask& task, const std::vector<PhaseCounts>& plan) {
 
 TEST(PlanOfALargeCluster, IsNoWorseThanPlansMadeByHand) {
   const PlanTask task = Racks(2);
-  const auto plan = SearchDomains(task, kGoOn);
+  const auto plan = SearchPlan(task, kGoOn);
   ASSERT_TRUE(plan.ok()) << plan.status();
-  const double by_hand_rps = BestByHand(task, plan->best.counts);
-  uint64_t simulations = 0;
-  const double whole_rps = PlacementGoodput(Whole(task), plan->best.counts, 0, simulations).value();
-  EXPECT_GE(whole_rps, 0.98 * by_hand_rps);
+  EXPECT_GE(plan->best.goodput_rps, 0.98 * BestByHand(task, plan->best.counts));
   EXPECT_GT(plan->best.goodput_rps, plan->colocated.goodput_rps);
   for (size_t c = 0; c < task.classes.size(); ++c) {
     EXPECT_EQ(plan->best.counts[c].workers(), task.classes[c].count);
   }
+}
+
+TEST(PlanOfALargeCluster, RacksOfFewNodesArePlannedTogether) {
+  const PlanTask task = Racks(4, 3, 2);
+  const auto plan = SearchPlan(task, kGoOn);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->domains.size(), 1u);
+  EXPECT_EQ(plan->domains[0].members.size(), 1u);
+  const auto apart = SearchDomains(task, kGoOn);
+  ASSERT_TRUE(apart.ok()) << apart.status();
+  uint64_t simulations = 0;
+  const double apart_rps =
+      PlacementGoodput(Whole(task), apart->best.counts, 0, simulations).value();
+  EXPECT_GE(plan->best.goodput_rps, apart_rps);
+  EXPECT_GE(plan->best.goodput_rps, 0.98 * BestByHand(task, plan->best.counts));
+}
+
+TEST(PlanOfALargeCluster, GroupsThatCanBeExchangedAreOneKind) {
+  PlanTask task = Racks(4);
+  EXPECT_EQ(GroupKinds(task), (std::vector<uint32_t>{0, 0, 0, 0}));
+  task.classes[2].count = 5;
+  EXPECT_EQ(GroupKinds(task), (std::vector<uint32_t>{0, 1, 0, 0}));
+  task.links[0 * 4 + 3].bytes_per_s *= 2;  // from the first to the last
+  EXPECT_EQ(GroupKinds(task), (std::vector<uint32_t>{0, 1, 2, 3}));
 }
 
 TEST(PlanOfALargeCluster, EqualRacksAreSearchedOnce) {
@@ -197,7 +219,7 @@ TEST(PlanOfALargeCluster, IsTheSameWithAnyNumberOfThreads) {
 }
 
 TEST(PlanOfALargeCluster, LargeGroupsAreCutAndLonelyNodesJoined) {
-  const auto whole = SearchPlan(
+  const auto whole = SearchDomains(
       Task({{.name = "a", .count = 70, .speed = Speed()}}, 1, 0, "chat", 0.4, 0.03), kGoOn);
   ASSERT_TRUE(whole.ok()) << whole.status();
   EXPECT_EQ(whole->best.counts[0].workers(), 70u);
