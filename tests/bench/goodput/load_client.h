@@ -45,6 +45,15 @@ class LoadClient {
   virtual std::vector<Outcome> Run(std::span<const Arrival> trace, double rate) = 0;
 };
 
+struct Unloaded {
+  double ttft_s = 0, tpot_s = 0;
+};
+/// Medians over requests of the workload's mean lengths, one at a time. Ends the program when one
+/// fails.
+Unloaded MeasureUnloaded(LoadClient& client, const Workload& workload);
+/// What one worker serves a second when nobody waits.
+double ServedAloneRps(const Unloaded& alone, const Workload& workload);
+
 /// gRPC, to a router.
 std::unique_ptr<LoadClient> MakeTandemClient(const std::string& address);
 /// HTTP with server-sent events, to llama.cpp's server or a balancer in front of several.

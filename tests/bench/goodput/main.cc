@@ -47,17 +47,12 @@ namespace {
 using nlohmann::json;
 
 constexpr double kBurstyCv = 3;
-constexpr int kUnloadedRequests = 7;
 /// A system that serves less than this share of what arrives is overloaded, whatever the latency.
 constexpr double kKeepsUp = 0.7;
 
 /// One system's runs with one workload and kind of arrivals, by the exponent of the rate.
 struct SystemRuns {
   std::map<int, std::vector<Outcome>> runs;
-};
-
-struct Unloaded {
-  double ttft_s = 0, tpot_s = 0;
 };
 
 /// Everything about one workload.
@@ -92,25 +87,6 @@ SystemOptions OptionsFor(const Slo& slo) {
           .llama_flags = absl::GetFlag(FLAGS_llama_flags),
           .worker_flags = absl::GetFlag(FLAGS_worker_flags),
           .router_flags = absl::GetFlag(FLAGS_router_flags)};
-}
-
-/// Medians over requests of the mean lengths, one at a time.
-Unloaded MeasureUnloaded(LoadClient& client, const Workload& workload) {
-  std::vector<double> ttft, tpot;
-  for (int i = 0; i < kUnloadedRequests; ++i) {
-    const Arrival arrival{
-        .prompt = RandomPrompt(static_cast<uint32_t>(std::lround(workload.prompt_tokens)),
-                               1000u + static_cast<uint32_t>(i)),
-        .output_tokens = static_cast<uint32_t>(std::lround(workload.output_tokens))};
-    const std::vector<Outcome> outcomes = client.Run({&arrival, 1}, 1);
-    if (!outcomes[0].complete()) {
-      std::fprintf(stderr, "bench_goodput: a lone request failed: %s\n", outcomes[0].error.c_str());
-      std::exit(1);
-    }
-    ttft.push_back(outcomes[0].ttft_s());
-    tpot.push_back(outcomes[0].tpot_s());
-  }
-  return {.ttft_s = Quantile(ttft, 0.5), .tpot_s = Quantile(tpot, 0.5)};
 }
 
 void MeasurePoint(System& system, const std::string& name, const std::string& arrivals,
@@ -226,7 +202,9 @@ std::vector<int> FixedRates(const Measured& measured, const std::string& arrival
   return exponents;
 }
 
+/// What is measured may change which rates these are: until it does not.
 void MeasureFixedRates(Measured& measured) {
+  bool again = false;
   for (const std::string& name : absl::GetFlag(FLAGS_systems)) {
     std::unique_ptr<System> system;
     for (const std::string& arrivals : absl::GetFlag(FLAGS_arrivals)) {
@@ -237,9 +215,11 @@ void MeasureFixedRates(Measured& measured) {
           MeasureUnloaded(system->client(), measured.workload);  // warm-up
         }
         MeasurePoint(*system, name, arrivals, exponent, measured);
+        again = true;
       }
     }
   }
+  if (again) MeasureFixedRates(measured);
 }
 
 /// The best of the systems' tightest scales at one rate.

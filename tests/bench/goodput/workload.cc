@@ -28,6 +28,23 @@ std::span<const Workload> Workloads() {
   return kWorkloads;
 }
 
+const Workload* FindWorkload(std::string_view name) {
+  const auto all = Workloads();
+  const auto found =
+      std::find_if(all.begin(), all.end(), [&](const Workload& one) { return one.name == name; });
+  return found == all.end() ? nullptr : &*found;
+}
+
+planner::Workload ForSimulator(std::span<const Arrival> trace, double rate) {
+  planner::Workload workload;
+  for (const Arrival& arrival : trace) {
+    workload.push_back({.arrival_s = arrival.at_s / rate,
+                        .prompt_tokens = static_cast<uint32_t>(arrival.prompt.size()),
+                        .output_tokens = arrival.output_tokens});
+  }
+  return workload;
+}
+
 std::vector<int32_t> RandomPrompt(uint32_t n, uint32_t seed) {
   constexpr int32_t kBos = 1, kFirst = 300, kCount = 3500;
   std::mt19937 random(seed);

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "scheduler/planner/workload.h"
 
 namespace tandem::bench {
 
@@ -25,6 +28,9 @@ struct Workload {
 
 /// chat, code and summary.
 std::span<const Workload> Workloads();
+
+/// None of that name: null.
+const Workload* FindWorkload(std::string_view name);
 
 /// One request of a trace.
 struct Arrival {
@@ -47,6 +53,9 @@ struct TraceOptions {
 
 /// The prompts share no beginning, so no cache helps anybody. Prompt and output fit the context.
 std::vector<Arrival> MakeTrace(const Workload& workload, const TraceOptions& options);
+
+/// The trace at `rate` requests a second, for the simulator.
+planner::Workload ForSimulator(std::span<const Arrival> trace, double rate = 1);
 
 /// `n` tokens of the demo model's vocabulary that are whole words or parts of them.
 std::vector<int32_t> RandomPrompt(uint32_t n, uint32_t seed);

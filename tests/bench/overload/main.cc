@@ -61,10 +61,9 @@ class MemoryWatch {
 class Overload {
  public:
   Overload() {
-    for (const Workload& each : Workloads()) {
-      if (each.name == absl::GetFlag(FLAGS_workload)) workload_ = each;
-    }
-    if (workload_.name.empty()) Die("--workload: there are chat, code and summary");
+    const Workload* workload = FindWorkload(absl::GetFlag(FLAGS_workload));
+    if (workload == nullptr) Die("--workload: there are chat, code and summary");
+    workload_ = *workload;
     options_ = {.model = absl::GetFlag(FLAGS_model),
                 .worker_flags = absl::GetFlag(FLAGS_worker_flags),
                 .router_flags = {"--tenants", "steady,flood", "--max-requests", "64"}};
@@ -263,6 +262,22 @@ class Overload {
         1e3 * sum.decode_s / tokens);
   }
 
+  /// The three whose first token took longest, and why.
+  static void ReportSlowest(std::vector<Outcome> outcomes) {
+    std::erase_if(outcomes, [](const Outcome& each) { return !each.complete(); });
+    std::sort(outcomes.begin(), outcomes.end(),
+              [](const auto& a, const auto& b) { return a.ttft_s() > b.ttft_s(); });
+    for (size_t i = 0; i < std::min<size_t>(3, outcomes.size()); ++i) {
+      const Outcome& each = outcomes[i];
+      std::printf(
+          "slow, due at %.2f s: %u prompt tokens, TTFT %.0f ms, of which in the router's queue "
+          "%.0f, "
+          "before prefill %.0f, prefill %.0f\n",
+          each.due_s, each.prompt_tokens, 1e3 * each.ttft_s(), 1e3 * each.parts.router_queue_s,
+          1e3 * each.parts.prefill_queue_s, 1e3 * each.parts.prefill_s);
+    }
+  }
+
   void ReportFlood(double capacity, json& out) {
     const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds);
     const double steady = 0.3 * capacity;
@@ -276,17 +291,20 @@ class Overload {
     }
     ReportParts(alone);
     ReportParts(own);
-    const auto refused =
-        std::count_if(own.begin(), own.end(), [](const Outcome& each) { return !each.complete(); });
+    ReportSlowest(own);
+    auto refused = [](const std::vector<Outcome>& outcomes) {
+      return std::count_if(outcomes.begin(), outcomes.end(),
+                           [](const Outcome& each) { return !each.complete(); });
+    };
     for (const double share : {0.5, 0.9, 0.99}) {
       const double before = Ttft(alone, share, 0), with = Ttft(own, share, 0);
       out["flood"][absl::StrCat("p", 100 * share)] = with / before;
       std::printf("another tenant floods: TTFT p%.0f %.0f ms, alone %.0f: %.2f times\n",
                   100 * share, 1e3 * with, 1e3 * before, with / before);
     }
-    out["flood"]["not_served"] = refused;
-    std::printf("%zu of the steady tenant's %zu requests were not served\n",
-                static_cast<size_t>(refused), own.size());
+    out["flood"]["not_served"] = refused(own);
+    std::printf("of the steady tenant's %zu requests %zd were not served, alone %zd\n", own.size(),
+                refused(own), refused(alone));
   }
 
   Workload workload_;

@@ -40,14 +40,6 @@ namespace tandem::bench {
 namespace {
 
 constexpr double kWindowS = 5;
-constexpr int kUnloadedRequests = 5;
-
-struct Unloaded {
-  double ttft_s = 0, tpot_s = 0;
-  double ServedAloneRps(const Workload& workload) const {
-    return 1 / (ttft_s + workload.output_tokens * tpot_s);
-  }
-};
 
 [[noreturn]] void Die(const std::string& why) {
   std::fprintf(stderr, "bench_replan: %s\n", why.c_str());
@@ -55,25 +47,8 @@ struct Unloaded {
 }
 
 const Workload& Named(const std::string& name) {
-  for (const Workload& workload : Workloads()) {
-    if (workload.name == name) return workload;
-  }
+  if (const Workload* workload = FindWorkload(name)) return *workload;
   Die(absl::StrCat("there is no workload '", name, "'"));
-}
-
-/// Medians over requests of the mean lengths, one at a time.
-Unloaded Measure(LoadClient& client, const Workload& workload) {
-  std::vector<double> ttft, tpot;
-  for (uint32_t i = 0; i < kUnloadedRequests; ++i) {
-    const Arrival arrival{
-        .prompt = RandomPrompt(static_cast<uint32_t>(std::lround(workload.prompt_tokens)), 900 + i),
-        .output_tokens = static_cast<uint32_t>(std::lround(workload.output_tokens))};
-    const std::vector<Outcome> outcomes = client.Run({&arrival, 1}, 1);
-    if (!outcomes[0].complete()) Die(absl::StrCat("a lone request failed: ", outcomes[0].error));
-    ttft.push_back(outcomes[0].ttft_s());
-    tpot.push_back(outcomes[0].tpot_s());
-  }
-  return {.ttft_s = Quantile(ttft, 0.5), .tpot_s = Quantile(tpot, 0.5)};
 }
 
 /// Requests of a kind at a rate, from `begin_s` on for so long.
@@ -109,7 +84,8 @@ Arm RunArm(const std::string& name, const SystemOptions& options,
   SystemOptions own = options;
   own.router_flags.insert(own.router_flags.end(), {"--planner", name});
   auto system = StartSystem(name == "on" ? "planned" : "split", own);
-  Measure(system->client(), Named(absl::GetFlag(FLAGS_before)));  // engines warm, models learned
+  MeasureUnloaded(system->client(),
+                  Named(absl::GetFlag(FLAGS_before)));  // engines warm, models learned
   Arm arm = {.name = name, .outcomes = system->client().Run(trace, 1)};
   size_t failed = 0;
   for (const Outcome& outcome : arm.outcomes) failed += outcome.complete() ? 0 : 1;
@@ -181,9 +157,9 @@ void Main() {
   Unloaded first, then;
   {
     auto system = StartSystem("split", options);
-    Measure(system->client(), after);  // warms up
-    first = Measure(system->client(), before);
-    then = Measure(system->client(), after);
+    MeasureUnloaded(system->client(), after);  // warms up
+    first = MeasureUnloaded(system->client(), before);
+    then = MeasureUnloaded(system->client(), after);
   }
   const Slo slo = {.ttft_s = absl::GetFlag(FLAGS_ttft_slo) * then.ttft_s,
                    .tpot_s = absl::GetFlag(FLAGS_tpot_slo) * then.tpot_s};
@@ -191,8 +167,8 @@ void Main() {
   options.tpot_slo_s = slo.tpot_s;
   options.router_flags.insert(options.router_flags.end(),
                               {"--planner-min-gain", absl::GetFlag(FLAGS_min_gain)});
-  const double rate = absl::GetFlag(FLAGS_before_load) * first.ServedAloneRps(before),
-               later = absl::GetFlag(FLAGS_after_load) * then.ServedAloneRps(after),
+  const double rate = absl::GetFlag(FLAGS_before_load) * ServedAloneRps(first, before),
+               later = absl::GetFlag(FLAGS_after_load) * ServedAloneRps(then, after),
                shift_s = absl::GetFlag(FLAGS_before_seconds),
                end_s = shift_s + absl::GetFlag(FLAGS_after_seconds);
   std::printf("%s at %.2f/s, then %s at %.2f/s; objectives TTFT %.0f ms, TPOT %.2f ms\n",
