@@ -479,10 +479,10 @@ void Dispatcher::Choice::ScorePairs() {
   for (const Side& side : s_.prefills) best_prefill.Insert(side.score);
   const std::vector<uint8_t>& roles = d_.bounds_.role;
   // Those that do both, each with itself: no other pair may push these out.
-  const bool may_stay = !work_.fixed_prefill;
+  const bool may_stay = !work_.fixed_prefill;  // of which the worker may have left
   for (const Side& side : s_.prefills) {
-    const bool decodes = (roles[side.worker] & Bounds::kDecodes) != 0;
-    if (may_stay && decodes) add(side, DecodeOf(side.worker));
+    if (!may_stay || (roles[side.worker] & Bounds::kDecodes) == 0) continue;
+    add(side, DecodeOf(side.worker));
   }
   for (const bool among_first : {true, false}) {
     FromAnywhere(s_.least_tpot.size(), [&](size_t w) {
