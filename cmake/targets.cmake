@@ -2,6 +2,8 @@
 add_library(tandem_options INTERFACE)
 target_compile_options(tandem_options INTERFACE -Wall -Wextra -Werror -Wno-missing-field-initializers)
 target_include_directories(tandem_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR}/generated)
+# An index out of range ends the process with its place, instead of reading something else.
+target_compile_definitions(tandem_options INTERFACE _GLIBCXX_ASSERTIONS)
 # Frames are kept so that a crash in production has a usable backtrace.
 target_compile_options(tandem_options INTERFACE -g1 -fno-omit-frame-pointer)
 if(TANDEM_SANITIZE)
