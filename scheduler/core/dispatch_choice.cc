@@ -123,7 +123,7 @@ class Dispatcher::Choice {
   void BoundTtfts();
   Side Scored(WorkerIndex index) const;
   DecodeSide DecodeOf(WorkerIndex index) const;
-  double HandoffSeconds(double compute_s, const Link& link) const;
+  double HandoffSeconds(double compute_s, WorkerIndex prefill, WorkerIndex decode) const;
   double TpotSeconds(const DecodeSide& decode, double handoff_s) const;
   double PairScore(const Side& prefill, const DecodeSide& decode) const;
   Candidate Describe(const Pair& pair) const;
@@ -438,9 +438,12 @@ Dispatcher::Choice::DecodeSide Dispatcher::Choice::DecodeOf(WorkerIndex index) c
 }
 
 /// How long the KV is on its way after the prompt was computed: it moves while that goes on, but
-/// its last piece cannot.
-double Dispatcher::Choice::HandoffSeconds(double compute_s, const Link& link) const {
-  const double token_s = work_.kv_bytes_per_token / link.bytes_per_s;
+/// its last piece cannot. The way in is shared with what others still have to send there.
+double Dispatcher::Choice::HandoffSeconds(double compute_s, WorkerIndex prefill,
+                                          WorkerIndex decode) const {
+  const Link link = d_.LinkBetween(prefill, decode);
+  const double sharers = prefill == decode ? 1 : 1 + d_.bounds_.coming[decode];
+  const double token_s = work_.kv_bytes_per_token * sharers / link.bytes_per_s;
   const double last_s = std::min(work_.prompt_tokens, d_.options_.chunk_tokens) * token_s;
   return link.rtt_s + std::max(last_s, work_.prompt_tokens * token_s - compute_s);
 }
@@ -450,8 +453,7 @@ double Dispatcher::Choice::TpotSeconds(const DecodeSide& decode, double handoff_
 }
 
 double Dispatcher::Choice::PairScore(const Side& prefill, const DecodeSide& decode) const {
-  const double handoff_s =
-      HandoffSeconds(prefill.compute_s, d_.LinkBetween(prefill.worker, decode.worker));
+  const double handoff_s = HandoffSeconds(prefill.compute_s, prefill.worker, decode.worker);
   return prefill.score + Term(TpotSeconds(decode, handoff_s), tpot_objective_s_) + decode.penalty +
          PairPenalty(prefill.worker, decode.worker) + LeavingPenalty(prefill.worker, decode.worker);
 }
@@ -571,7 +573,7 @@ Candidate Dispatcher::Choice::Describe(const Pair& pair) const {
   decode.wait_s = std::max(0.0, decode.wait_s - ttft.until_s());
   candidate.step_s = decode.step_s;
   candidate.decode_wait_s = decode.wait_s;
-  candidate.handoff_s = HandoffSeconds(ttft.compute_s, d_.LinkBetween(pair.prefill, pair.decode));
+  candidate.handoff_s = HandoffSeconds(ttft.compute_s, pair.prefill, pair.decode);
   candidate.tpot_s = TpotSeconds(decode, candidate.handoff_s);
   return candidate;
 }

@@ -28,10 +28,10 @@ WorkerIndex Dispatcher::Add() {
     workers_.emplace_back();
     hot_.emplace_back();
     bounds_.role.push_back(0);
-    for (auto* column :
-         {&bounds_.ahead_until_s, &bounds_.assigned_s, &bounds_.per_token_s, &bounds_.base_s,
-          &bounds_.step_s, &bounds_.per_context_token_s, &bounds_.lives_to_wait,
-          &bounds_.life_tokens, &bounds_.per_capacity_token, &bounds_.prefill_ahead_s}) {
+    for (auto* column : {&bounds_.ahead_until_s, &bounds_.assigned_s, &bounds_.per_token_s,
+                         &bounds_.base_s, &bounds_.step_s, &bounds_.per_context_token_s,
+                         &bounds_.lives_to_wait, &bounds_.life_tokens, &bounds_.per_capacity_token,
+                         &bounds_.prefill_ahead_s, &bounds_.coming}) {
       column->push_back(0);
     }
     links_.emplace_back();
@@ -146,6 +146,7 @@ void Dispatcher::RefreshDecode(WorkerIndex index) {
     role |= Bounds::kPrefillsSelf;
   }
   bounds_.role[index] = role;
+  bounds_.coming[index] = report.decode_waiting + worker.sequences;
 }
 
 void Dispatcher::SetLink(WorkerIndex from, WorkerIndex to, const Link& link) {

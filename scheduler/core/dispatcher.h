@@ -223,7 +223,8 @@ class Dispatcher {
     std::vector<double> step_s, per_context_token_s;
     // Share of an expected life to wait for a place; KV expected, and 1 / capacity.
     std::vector<double> lives_to_wait, life_tokens, per_capacity_token;
-    std::vector<double> prefill_ahead_s;
+    // Its own prompts' work; sequences that are not there yet, whose KV shares the way in.
+    std::vector<double> prefill_ahead_s, coming;
   };
   class Choice;
   /// A choice's vectors, kept from one to the next.

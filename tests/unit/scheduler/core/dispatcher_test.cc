@@ -183,6 +183,24 @@ TEST_F(DispatcherTest, TheFasterLinkAndTheFreePlaceAreBetter) {
   EXPECT_EQ(Decodes(work, 20)[far], 20);
 }
 
+TEST_F(DispatcherTest, KvThatIsOnItsWaySharesTheLink) {
+  const WorkerIndex p = Add(Prefilling());
+  const WorkerIndex quiet = Add(DecodingWith(3));
+  WorkerReport waits = DecodingWith(0);
+  waits.decode_waiting = 3;
+  const WorkerIndex busy = Add(waits);
+  for (const WorkerIndex d : {quiet, busy}) {
+    dispatcher_.SetLink(p, d, {.bytes_per_s = 1e6, .rtt_s = 0});
+  }
+  Work work = Prompt(100);
+  work.kv_bytes_per_token = 1000;
+  EXPECT_EQ(Decodes(work, 20)[quiet], 20);
+  work.excluded = {quiet};
+  const Candidate shared = Choose(work);
+  EXPECT_EQ(shared.decode, busy);
+  EXPECT_NEAR(shared.handoff_s, 4 * 0.1, 1e-9) << "100 kB at a quarter of 1 MB/s";
+}
+
 TEST_F(DispatcherTest, APlaceIsNeededOnlyWhenThePromptIsComputed) {
   Add(Prefilling());
   Add(DecodingWith(4));  // full: in 50 ms times 11 tokens over 4 places one comes free
@@ -280,6 +298,15 @@ TEST_F(DispatcherTest, AMoveChoosesOnlyTheDecodeSide) {
   EXPECT_EQ(dispatcher_.assigned(from), 0u);
   dispatcher_.ReleaseDecode(id);
   EXPECT_EQ(dispatcher_.assignments(), 0u);
+}
+
+TEST_F(DispatcherTest, AMoveFromAWorkerThatHasLeftChoosesADecodeWorkerStill) {
+  const WorkerIndex d = Add(DecodingWith(0));
+  Work work = Prompt(100);
+  work.fixed_prefill = kNoWorker;
+  const Candidate choice = Choose(work);
+  EXPECT_EQ(choice.prefill, kNoWorker);
+  EXPECT_EQ(choice.decode, d);
 }
 
 TEST_F(DispatcherTest, ExcludedWorkersAndPairsAreTheLastResort) {
