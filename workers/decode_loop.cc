@@ -70,7 +70,10 @@ absl::Status DecodeLoop::Submit(DecodeJob job) {
 LoopLoad DecodeLoop::load() const {
   std::lock_guard lock(mutex_);
   LoopLoad load = published_load_;
-  load.waiting = static_cast<uint32_t>(waiting_.size()) + coming_;
+  // Those that have arrived make the next step.
+  const auto arrived = static_cast<uint32_t>(arrived_.size());
+  load.running += arrived;
+  load.waiting = static_cast<uint32_t>(waiting_.size()) + coming_ - arrived;
   load.kv_used_tokens += coming_tokens_;
   load.kv_expected_tokens += coming_expected_;
   load.kv_capacity_tokens = Room().kv_capacity_tokens;
@@ -134,7 +137,7 @@ void DecodeLoop::Run() {
   for (auto& sequence : rest) Fail(*sequence, down);
 }
 
-bool DecodeLoop::WaitForWork() {
+uint32_t DecodeLoop::PublishLoad() {
   uint32_t running = 0;
   uint64_t used = 0, expected = 0;
   for (const SequencePtr& sequence : running_) {
@@ -143,12 +146,18 @@ bool DecodeLoop::WaitForWork() {
     used += sequence->kv_tokens();
     expected += ExpectedTokens(*sequence);
   }
-  if (running == 0) parts_.gate->SetDecoding(0, 0);
-  std::unique_lock lock(mutex_);
+  std::lock_guard lock(mutex_);
   published_load_.running = running;
   published_load_.kv_used_tokens = used;
   published_load_.kv_expected_tokens = expected;
   published_load_.parked = static_cast<uint32_t>(parked_.size());
+  return running;
+}
+
+bool DecodeLoop::WaitForWork() {
+  const uint32_t running = PublishLoad();
+  if (running == 0) parts_.gate->SetDecoding(0, 0);
+  std::unique_lock lock(mutex_);
   if (running == 0) {
     stepped_last_ = false;
     const auto woken = [this] { return news_ || stopping_; };
@@ -187,18 +196,21 @@ void DecodeLoop::JoinArrived() {
   {
     std::lock_guard lock(mutex_);
     arrived.swap(arrived_);
+    // Told of before they have made a step: an engine may hang while it takes them.
+    published_load_.running += static_cast<uint32_t>(arrived.size());
+    for (const SequencePtr& sequence : arrived) {
+      --coming_;
+      coming_tokens_ -= sequence->kv_tokens();
+      published_load_.kv_used_tokens += sequence->kv_tokens();
+      if (!sequence->has_place) continue;
+      --coming_places_;
+      coming_expected_ -= sequence->expected_tokens;
+      published_load_.kv_expected_tokens += sequence->expected_tokens;
+    }
   }
-  for (SequencePtr& sequence : arrived) {
-    const bool has_place = sequence->has_place;
-    const uint64_t tokens = sequence->kv_tokens(), expected = sequence->expected_tokens;
-    Take(std::move(sequence));
-    std::lock_guard lock(mutex_);
-    --coming_;
-    coming_tokens_ -= tokens;
-    if (!has_place) continue;
-    --coming_places_;
-    coming_expected_ -= expected;
-  }
+  if (arrived.empty()) return;
+  for (SequencePtr& sequence : arrived) Take(std::move(sequence));
+  PublishLoad();
 }
 
 void DecodeLoop::Take(SequencePtr owned) {

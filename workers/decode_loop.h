@@ -166,6 +166,8 @@ class DecodeLoop {
   void Run();
   // The parts of one iteration, in order; all on the loop's thread.
   bool WaitForWork();
+  // For load(); returns how many sequences run.
+  uint32_t PublishLoad();
   void DropDead();
   void JoinArrived();
   // An arrived one joins the batch, or is parked, or ends.

@@ -131,7 +131,10 @@ void PrefillLoop::Run() {
   while (WaitForWork()) {
     AdmitWaiting();
     DropCancelled();
-    if (!computing_.empty()) ComputeStep();
+    if (computing_.empty()) continue;
+    // A prompt that takes one step would never be told of otherwise.
+    PublishLoad();
+    ComputeStep();
   }
   const absl::Status down = absl::UnavailableError("the worker is shutting down");
   while (!computing_.empty()) Fail(*computing_.front(), down);
@@ -143,14 +146,19 @@ void PrefillLoop::Run() {
   for (auto& active : waiting) EndJob(*active->job.events, down, 0, "");
 }
 
-bool PrefillLoop::WaitForWork() {
-  std::unique_lock lock(mutex_);
+void PrefillLoop::PublishLoad() {
+  std::lock_guard lock(mutex_);
   published_load_.running = static_cast<uint32_t>(computing_.size());
   published_load_.kv_used_tokens = published_load_.tokens_to_compute = 0;
   for (const auto& active : computing_) {
     published_load_.kv_used_tokens += active->computed;
     published_load_.tokens_to_compute += active->job.tokens.size() - active->computed;
   }
+}
+
+bool PrefillLoop::WaitForWork() {
+  if (computing_.empty()) PublishLoad();
+  std::unique_lock lock(mutex_);
   if (computing_.empty()) {
     wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
   }

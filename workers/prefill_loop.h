@@ -155,6 +155,8 @@ class PrefillLoop {
   void Run();
   // The parts of one iteration, in order; all on the loop's thread.
   bool WaitForWork();
+  // What load() tells of the loop.
+  void PublishLoad();
   void AdmitWaiting();
   void Start(std::unique_ptr<Active> active);
   void DropCancelled();

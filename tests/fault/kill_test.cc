@@ -142,7 +142,6 @@ TEST(KillTest, AnEngineThatHangsIsFoundOutThoughItsWorkerReports) {
   std::unique_ptr<DaemonProcess> other;
   std::atomic<bool> ended{false};
   std::thread hang;
-  // Reports know of a sequence from its second step on.
   constexpr int kUnderWay = 20;
   int messages = 0;
   const Generated got = cluster.client().Generate(
