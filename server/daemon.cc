@@ -48,7 +48,8 @@ workers::EngineOptions EngineOptionsFor(const Config& config, workers::EngineOpt
   options.k_type = config.k_type;
   options.v_type = config.v_type;
   options.flash_attention = config.flash_attention;
-  options.threads = EngineThreads(config);
+  options.threads =
+      prefill || config.decode_threads == 0 ? EngineThreads(config) : config.decode_threads;
   return options;
 }
 
