@@ -1,15 +1,23 @@
 // `./dev bench interference`: what arriving prompts do to sequences that are being decoded. Eight
 // sequences decode, alone and while long prompts come; times between their tokens as a client sees
-// them, for Tandem's arrangements and llama.cpp's server, on two pinned cores.
+// them, and each sequence's mean (TPOT), for Tandem's arrangements and llama.cpp's server, on two
+// pinned cores. With --control also beside a thread that keeps the other core as busy as the
+// prompts do, with arithmetic: what a machine of two cores alone makes of it.
+#include <sched.h>
+
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "base/clock.h"
 #include "tests/bench/goodput/attainment.h"
 #include "tests/bench/goodput/systems.h"
 #include "tests/bench/goodput/workload.h"
@@ -25,6 +33,10 @@ ABSL_FLAG(uint32_t, prompt_tokens, 512, "Of each prompt that comes");
 ABSL_FLAG(double, load, 0.6, "Share of the time that one core needs for the prompts");
 ABSL_FLAG(double, tpot_slo_ms, 0, "Tandem's tpot_objective; 0: its default");
 ABSL_FLAG(std::vector<std::string>, worker_flags, {}, "Further flags of Tandem's workers");
+ABSL_FLAG(uint32_t, prompt_output, 2,
+          "Tokens generated after each prompt. 1: its KV goes nowhere; else it joins the sequences "
+          "for a step");
+ABSL_FLAG(bool, control, false, "Also beside a busy core that serves nobody");
 ABSL_FLAG(std::string, json, "", "Write the figures there");
 
 namespace tandem::bench {
@@ -35,11 +47,18 @@ constexpr double kPromptsFor = 2;
 
 struct Gaps {
   std::vector<double> seconds;
+  /// Of each sequence, the mean.
+  std::vector<double> tpot_s;
   double median() const { return Quantile(seconds, 0.5); }
   double p99() const { return Quantile(seconds, 0.99); }
   double p999() const { return Quantile(seconds, 0.999); }
   nlohmann::json Json() const {
-    return {{"median_s", median()}, {"p99_s", p99()}, {"p999_s", p999()}, {"n", seconds.size()}};
+    return {{"median_s", median()},
+            {"p99_s", p99()},
+            {"p999_s", p999()},
+            {"n", seconds.size()},
+            {"tpot_median_s", Quantile(tpot_s, 0.5)},
+            {"tpot_p99_s", Quantile(tpot_s, 0.99)}};
   }
 };
 
@@ -52,11 +71,10 @@ std::vector<Arrival> Requests(uint32_t round, size_t prompts, double interval_s)
                         .output_tokens = absl::GetFlag(FLAGS_tokens)});
   }
   for (size_t i = 0; i < prompts; ++i) {
-    // Two tokens: their KV goes all the way into the decoding batch.
     arrivals.push_back({.at_s = interval_s * static_cast<double>(i + 1),
                         .prompt = RandomPrompt(absl::GetFlag(FLAGS_prompt_tokens),
                                                static_cast<uint32_t>(10'000 + 100 * round + i)),
-                        .output_tokens = 2});
+                        .output_tokens = absl::GetFlag(FLAGS_prompt_output)});
   }
   return arrivals;
 }
@@ -78,14 +96,71 @@ double Measure(System& system, const std::vector<Arrival>& arrivals, Gaps& gaps)
   }
   for (size_t i = 0; i < n; ++i) {
     const Outcome& outcome = outcomes[i];
+    double sum_s = 0;
+    size_t n_tokens = 0;
     for (size_t k = 1; k < outcome.token_at_s.size(); ++k) {
       if (outcome.token_at_s[k - 1] < begin_s || outcome.token_at_s[k] > end_s) continue;
       gaps.seconds.push_back(outcome.token_at_s[k] - outcome.token_at_s[k - 1]);
       // Tokens that came in one message.
       gaps.seconds.insert(gaps.seconds.end(), outcome.token_counts[k] - 1, 0.0);
+      sum_s += outcome.token_at_s[k] - outcome.token_at_s[k - 1];
+      n_tokens += outcome.token_counts[k];
     }
+    gaps.tpot_s.push_back(sum_s / static_cast<double>(n_tokens));
   }
   return end_s - begin_s;
+}
+
+/// Keeps a core busy for a share of the time, as prompts of `interval_s` would. The core of the
+/// first worker, which prefills where the phases are split.
+class BusyCore {
+ public:
+  explicit BusyCore(double interval_s)
+      : thread_([this, interval_s] { Burn(interval_s * absl::GetFlag(FLAGS_load), interval_s); }) {}
+  ~BusyCore() {
+    stop_ = true;
+    thread_.join();
+  }
+
+ private:
+  void Burn(double busy_s, double interval_s) {
+    cpu_set_t first;
+    CPU_ZERO(&first);
+    CPU_SET(0, &first);
+    sched_setaffinity(0, sizeof first, &first);
+    double sum = 1;
+    for (Stopwatch since; !stop_; since = Stopwatch()) {
+      while (since.seconds() < busy_s) sum = std::sqrt(sum + 1);
+      std::this_thread::sleep_for(std::chrono::duration<double>(interval_s - since.seconds()));
+    }
+    result_ = sum;
+  }
+  std::atomic<bool> stop_{false};
+  std::atomic<double> result_{0};  // so that the arithmetic is done
+  std::thread thread_;
+};
+
+void PrintTimes(const Gaps& gaps) {
+  std::printf(" |%7.2f %7.2f %7.2f %7.2f %7.2f", 1e3 * gaps.median(), 1e3 * gaps.p99(),
+              1e3 * gaps.p999(), 1e3 * Quantile(gaps.tpot_s, 0.5),
+              1e3 * Quantile(gaps.tpot_s, 0.99));
+}
+
+void PrintRow(const std::string& name, const std::string& beside, const Gaps& gaps,
+              const Gaps& alone) {
+  std::printf("%-10s %-8s", name.c_str(), beside.c_str());
+  PrintTimes(gaps);
+  if (&gaps != &alone) {
+    const auto times = [&](double share) {
+      return Quantile(gaps.seconds, share) / Quantile(alone.seconds, share);
+    };
+    const auto tpot_times = [&](double share) {
+      return Quantile(gaps.tpot_s, share) / Quantile(alone.tpot_s, share);
+    };
+    std::printf(" |%7.2f %7.2f %7.2f %7.2f %7.2f", times(0.5), times(0.99), times(0.999),
+                tpot_times(0.5), tpot_times(0.99));
+  }
+  std::printf("\n");
 }
 
 nlohmann::json MeasureSystem(const std::string& name) {
@@ -93,10 +168,10 @@ nlohmann::json MeasureSystem(const std::string& name) {
                                    .sequences = absl::GetFlag(FLAGS_sequences) + 4,
                                    .tpot_slo_s = absl::GetFlag(FLAGS_tpot_slo_ms) / 1e3,
                                    .worker_flags = absl::GetFlag(FLAGS_worker_flags)});
-  Gaps warm_up, alone, with_prompts;
+  Gaps warm_up, alone, with_prompts, busy;
   double window_s = Measure(*system, Requests(0, 0, 0), warm_up);
   const Arrival prompt{.prompt = RandomPrompt(absl::GetFlag(FLAGS_prompt_tokens), 1),
-                       .output_tokens = 2};
+                       .output_tokens = absl::GetFlag(FLAGS_prompt_output)};
   std::vector<double> ttft;
   for (int i = 0; i < 3; ++i) ttft.push_back(system->client().Run({&prompt, 1}, 1)[0].ttft_s());
   const double interval_s = Quantile(ttft, 0.5) / absl::GetFlag(FLAGS_load);
@@ -104,26 +179,32 @@ nlohmann::json MeasureSystem(const std::string& name) {
     window_s = Measure(*system, Requests(2 * round, 0, 0), alone);
     const auto n = static_cast<size_t>(std::max(1.0, kPromptsFor * window_s / interval_s));
     Measure(*system, Requests(2 * round + 1, n, interval_s), with_prompts);
+    if (!absl::GetFlag(FLAGS_control)) continue;
+    const BusyCore beside(interval_s);
+    Measure(*system, Requests(2 * round, 0, 0), busy);
   }
-  std::printf("%-10s", name.c_str());
-  for (const Gaps* gaps : {&alone, &with_prompts}) {
-    std::printf(" |%8.2f %8.2f %8.2f", 1e3 * gaps->median(), 1e3 * gaps->p99(), 1e3 * gaps->p999());
+  PrintRow(name, "nothing", alone, alone);
+  PrintRow(name, "prompts", with_prompts, alone);
+  nlohmann::json out = {{"system", name},
+                        {"alone", alone.Json()},
+                        {"with_prompts", with_prompts.Json()},
+                        {"interval_s", interval_s}};
+  if (absl::GetFlag(FLAGS_control)) {
+    PrintRow(name, "a loop", busy, alone);
+    out["beside_a_loop"] = busy.Json();
   }
-  std::printf(" |%8.2f %8.2f %8.2f | %6.0f\n", with_prompts.median() / alone.median(),
-              with_prompts.p99() / alone.p99(), with_prompts.p999() / alone.p999(),
-              1e3 * interval_s);
   std::fflush(stdout);
-  return {{"system", name},
-          {"alone", alone.Json()},
-          {"with_prompts", with_prompts.Json()},
-          {"interval_s", interval_s}};
+  return out;
 }
 
 int Main() {
-  std::printf("%-10s |%8s %8s %8s |%8s %8s %8s |%8s %8s %8s | %s\n", "ms between", "alone", "", "",
-              "with", "prompts", "", "with /", "alone", "", "a prompt");
-  std::printf("%-10s |%8s %8s %8s |%8s %8s %8s |%8s %8s %8s | %s\n", "tokens", "median", "p99",
-              "p99.9", "median", "p99", "p99.9", "median", "p99", "p99.9", "every ms");
+  std::printf("%-10s %-8s |%39s |%39s\n", "system", "beside", "ms between tokens; TPOT  ",
+              "times what it is beside nothing");
+  std::printf("%-10s %-8s", "", "");
+  for (int i = 0; i < 2; ++i) {
+    std::printf(" |%7s %7s %7s %7s %7s", "median", "p99", "p99.9", "median", "p99");
+  }
+  std::printf("\n");
   nlohmann::json out;
   for (const std::string& name : absl::GetFlag(FLAGS_systems)) out.push_back(MeasureSystem(name));
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
