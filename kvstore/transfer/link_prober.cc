@@ -65,7 +65,7 @@ double BusySeconds(double rtt_s) { return std::max(kBusyS, kBusyRtts * rtt_s); }
 uint32_t FillsFor(const LinkEstimate& link) {
   const double bytes = link.bytes_per_s * BusySeconds(link.rtt_s);
   return static_cast<uint32_t>(
-      std::clamp<double>(std::ceil(bytes / wire::kFillBytes), kLeastFills, kMostFills));
+      std::clamp<double>(std::round(bytes / wire::kFillBytes), kLeastFills, kMostFills));
 }
 
 bool IsFill(const Frame& frame) {
