@@ -7,11 +7,13 @@
 namespace tandem::scheduler {
 namespace {
 
-/// A sample counts half after 46 more that tell the same.
-constexpr double kForget = 0.985;
-/// Of an error, the share that is believed to be all coefficients': a machine that has become
-/// slower is slower at everything.
-constexpr double kCommon = 0.02;
+/// What is remembered: a sample counts half after steps of 2.8 s in all that tell the same, or
+/// after 46 long ones. By time, since what else runs on the machine comes and goes with time: a
+/// thousand short steps may all be of the same bad second.
+constexpr double kMemoryS = 4, kMostForgotten = 0.015, kLeastForgotten = 1e-4;
+/// Of an error, the share that is believed to be all coefficients', by what a sample makes
+/// forgotten: a machine that has become slower is slower at everything.
+constexpr double kCommon = 1.3;
 /// Weight of the prior, in samples.
 constexpr double kPriorWeight = 0.05;
 /// Errors beyond so many mean errors count as so many.
@@ -19,6 +21,8 @@ constexpr double kHuber = 3;
 /// Samples before outliers can be told.
 constexpr uint64_t kOutliersFrom = 16;
 constexpr double kSmallestSpread = 0.02;
+/// How much sooner the mean error follows than what is learned.
+constexpr double kSpread = 3;
 /// Samples of a batch size that weigh as much as the belief that it is like the others.
 constexpr double kFactorPrior = 8;
 /// A step of L_m tokens reaches so much of the device's highest rate.
@@ -30,6 +34,11 @@ constexpr double kRestoredSamples = 50;
 constexpr double kNothing = 1e-12;  // seconds; below it a time is not a time
 
 using Row = CostFit::Row;
+
+/// The share of what is known that a step of so many seconds replaces.
+double Forgotten(double seconds) {
+  return std::clamp(seconds / kMemoryS, kLeastForgotten, kMostForgotten);
+}
 
 double Dot(const Row& a, const Row& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
@@ -72,14 +81,15 @@ void CostFit::Observe(const Row& row, double seconds) {
     const double limit = kHuber * spread_;
     const double believed = std::clamp(error, -std::min(limit, 0.9), limit);
     seconds = predicted * (1 + believed);
-    for (double& each : vector_) each *= 1 + kCommon * std::min(believed, 1.0);
+    const double share = Forgotten(seconds);
+    for (double& each : vector_) each *= 1 + kCommon * share * std::min(believed, 1.0);
     // Grows while errors go beyond the limit, so that a lasting change gets through.
-    spread_ += 0.05 * (std::min(std::abs(error), 2 * limit) - spread_);
+    spread_ += kSpread * share * (std::min(std::abs(error), 2 * limit) - spread_);
     spread_ = std::max(spread_, kSmallestSpread);
   }
   ++samples_;
   const double prior = Dot(prior_, row);
-  const double share = std::max(1.0 / static_cast<double>(samples_), 1 - kForget);
+  const double share = std::max(1.0 / static_cast<double>(samples_), Forgotten(seconds));
   prior_scale_ += share * (seconds / prior - prior_scale_);
   Forget(row);
   for (unsigned i = 0; i < 3; ++i) {
@@ -93,7 +103,7 @@ void CostFit::Forget(const Row& row) {
   const Row along = {Dot(matrix_[0], row), Dot(matrix_[1], row), Dot(matrix_[2], row)};
   const double known = Dot(along, row);
   if (known <= kNothing) return;
-  const double share = (1 - kForget) / known, value = Dot(vector_, row);
+  const double share = Forgotten(Predict(row)) / known, value = Dot(vector_, row);
   for (unsigned i = 0; i < 3; ++i) {
     for (unsigned j = 0; j < 3; ++j) matrix_[i][j] -= share * along[i] * along[j];
     vector_[i] -= share * along[i] * value;
@@ -133,19 +143,20 @@ CostFit::State CostFit::state() const {
 }
 
 void CostFit::Restore(State state, double most_samples) {
-  // Of an endless row of samples so many count, for each of the coefficients.
-  constexpr double kMostWeight = 3 / (1 - kForget);
-  const double weight = std::max(1.0, std::min(static_cast<double>(state.samples), kMostWeight));
-  const double share = std::min(1.0, most_samples / weight);
   matrix_ = state.matrix;
   vector_ = state.vector;
+  prior_scale_ = state.prior_scale;
+  spread_ = std::max(state.spread, kSmallestSpread);
+  samples_ = state.samples;
+  Solve();
+  // Σ (predicted / seconds)²: the number of samples that it is made of.
+  const Row& c = coefficients_;
+  const double weight = Dot(c, {Dot(matrix_[0], c), Dot(matrix_[1], c), Dot(matrix_[2], c)});
+  const double share = std::min(1.0, most_samples / std::max(1.0, weight));
   for (unsigned i = 0; i < 3; ++i) {
     for (unsigned j = 0; j < 3; ++j) matrix_[i][j] *= share;
     vector_[i] *= share;
   }
-  prior_scale_ = state.prior_scale;
-  spread_ = std::max(state.spread, kSmallestSpread);
-  samples_ = state.samples;
   Solve();
 }
 
@@ -182,7 +193,7 @@ void LatencyLearner::ObserveDecode(uint32_t n_sequences, uint64_t context_tokens
   if (n_sequences >= DecodeCost::kFactors || model_.decode_samples < kOutliersFrom) return;
   Factor& factor = factors_[n_sequences];
   const double ratio = std::clamp(seconds / decode_.Predict(row), 0.25, 4.0);
-  factor.weight = factor.weight * kForget + 1;
+  factor.weight = factor.weight * (1 - Forgotten(seconds)) + 1;
   factor.ratio += std::clamp(ratio - factor.ratio, -1.0, 1.0) / factor.weight;
   TakeFactor(n_sequences);
 }

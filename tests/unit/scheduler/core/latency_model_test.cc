@@ -10,8 +10,8 @@ namespace {
 
 const PrefillCost kPrefill = {.base_s = 0.004, .per_token_s = 2e-4, .per_position_s = 3e-8};
 
-double Noise(std::mt19937_64& random) {
-  return std::exp(std::normal_distribution<double>(0, 0.05)(random));
+double Noise(std::mt19937_64& random, double sigma = 0.05) {
+  return std::exp(std::normal_distribution<double>(0, sigma)(random));
 }
 
 /// Steps of random size with 5 % noise, every `outlier`-th ten times as long.
@@ -64,6 +64,33 @@ TEST(LatencyLearnerTest, FollowsALastingChange) {
   const PrefillCost slower = {.base_s = 0.012, .per_token_s = 6e-4, .per_position_s = 9e-8};
   Prefill(learner, slower, 800, 0, 4);
   ExpectLike(learner.model().prefill, slower, 0.15);
+}
+
+TEST(LatencyLearnerTest, ABadMomentOfManyShortStepsMovesLittle) {
+  LatencyLearner learner;
+  std::mt19937_64 random(9);
+  auto observe = [&](int n, double factor) {
+    for (int i = 0; i < n; ++i) {
+      const uint32_t batch = 1 + i % 4;
+      learner.ObserveDecode(batch, 500 * batch, factor * 5e-4 * (1 + batch) * Noise(random));
+    }
+  };
+  observe(5000, 1);
+  observe(100, 3);  // half a second
+  const DecodeCost& cost = learner.model().decode;
+  EXPECT_NEAR(cost.StepSeconds(1, 500), 1e-3, 0.15e-3);
+  EXPECT_NEAR(cost.StepSeconds(4, 2000), 2.5e-3, 0.4e-3);
+  observe(20'000, 3);  // a minute and a half: the machine has become slower
+  EXPECT_NEAR(cost.StepSeconds(1, 500), 3e-3, 0.2e-3);
+}
+
+TEST(LatencyLearnerTest, StepsThatAreOftenDisturbedCountWithTheirMean) {
+  LatencyLearner learner;
+  std::mt19937_64 random(10);
+  // One in six takes two and a half times as long.
+  auto seconds = [&] { return 1e-3 * (random() % 6 == 0 ? 2.5 : 1) * Noise(random); };
+  for (int i = 0; i < 20'000; ++i) learner.ObserveDecode(1, 500, seconds());
+  EXPECT_NEAR(learner.model().decode.StepSeconds(1, 500), 1.25e-3, 0.08e-3);
 }
 
 TEST(LatencyLearnerTest, CoefficientsAreNeverNegative) {
