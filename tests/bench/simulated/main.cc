@@ -26,6 +26,7 @@ ABSL_FLAG(std::vector<std::string>, workloads,
           std::vector<std::string>({"chat", "code", "summary"}), "chat, code, summary");
 ABSL_FLAG(std::vector<std::string>, rates, std::vector<std::string>({"0.7", "1", "1.3"}),
           "Multiples of the simulated goodput");
+ABSL_FLAG(std::vector<std::string>, rps, {}, "Requests a second, in place of --rates");
 ABSL_FLAG(uint32_t, requests, 80, "Of a run");
 ABSL_FLAG(uint32_t, repeats, 3, "Runs at each rate");
 ABSL_FLAG(uint32_t, seed, 1, "Of lengths, arrivals and prompts");
@@ -181,9 +182,11 @@ void Compare(const Workload& workload, const std::string& name, std::vector<Row>
   client.Run(warm, alone_rps);
   alone = MeasureUnloaded(client, workload);
   const auto trace = MakeTrace(workload, {.requests = absl::GetFlag(FLAGS_requests), .seed = seed});
-  const double goodput = Ask(*system, workload, slo, alone).Goodput(trace, 0.1 * alone_rps);
-  for (const std::string& multiple : absl::GetFlag(FLAGS_rates)) {
-    Row row = {.workload = workload.name, .system = name, .rate = std::stod(multiple) * goodput};
+  const std::vector<std::string> fixed = absl::GetFlag(FLAGS_rps);
+  const double goodput =
+      fixed.empty() ? Ask(*system, workload, slo, alone).Goodput(trace, 0.1 * alone_rps) : 1;
+  for (const std::string& rate : fixed.empty() ? absl::GetFlag(FLAGS_rates) : fixed) {
+    Row row = {.workload = workload.name, .system = name, .rate = std::stod(rate) * goodput};
     std::vector<Outcome> outcomes;
     for (uint32_t i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
       outcomes = client.Run(trace, row.rate);
