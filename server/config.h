@@ -78,7 +78,7 @@ struct Config {
   std::string k_type = "f16";
   std::string v_type = "f16";
   bool flash_attention = true;
-  uint32_t threads = 0, decode_threads = 0;
+  uint32_t threads = 0;
   std::vector<int32_t> cpus;
   int32_t gpu_layers = -1;
   uint32_t max_queued = 256;

@@ -190,11 +190,6 @@ std::vector<Property> WorkerEngine() {
        "Compute threads of each engine. 0: the cores that are free for it. Never more engine "
        "threads than cores: they wait by spinning.",
        TextKind::kAny, 1024, 0},
-      {"decode_threads", kUsers, &Config::decode_threads,
-       "The same of engines that decode. 0: as `threads`. A step of few sequences gains little "
-       "from "
-       "more cores, and all of them wait for the one that something else has taken.",
-       TextKind::kAny, 1024, 0},
       {"cpus", kUsers, &Config::cpus, "Cores to pin the engine threads to. Empty: no pinning.",
        TextKind::kAny, 4095, 0},
       {"gpu_layers", kUsers, &Config::gpu_layers,

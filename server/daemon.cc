@@ -48,8 +48,7 @@ workers::EngineOptions EngineOptionsFor(const Config& config, workers::EngineOpt
   options.k_type = config.k_type;
   options.v_type = config.v_type;
   options.flash_attention = config.flash_attention;
-  options.threads =
-      prefill || config.decode_threads == 0 ? EngineThreads(config) : config.decode_threads;
+  options.threads = EngineThreads(config);
   return options;
 }
 

@@ -136,14 +136,10 @@ class LlamaSystem : public System {
 
 std::string Seconds(double s) { return absl::StrCat(s * 1e3, "ms"); }
 
-struct Worker {
-  std::string phase, cores;
-  uint32_t threads = 1, decode_threads = 1;
-};
-
 class TandemSystem : public System {
  public:
-  TandemSystem(const SystemOptions& options, const std::vector<Worker>& workers) {
+  /// The phase of the worker on each core.
+  TandemSystem(const SystemOptions& options, const std::vector<std::string>& phases) {
     Flags flags = {"--role",      "router",      "--model", options.model,    "--listen",
                    "127.0.0.1:0", "--log-level", "warn",    "--max-requests", "100000"};
     if (options.ttft_slo_s > 0) Append(flags, {"--ttft-objective", Seconds(options.ttft_slo_s)});
@@ -151,11 +147,10 @@ class TandemSystem : public System {
     Append(flags, options.router_flags);
     daemons_.push_back(std::make_unique<e2e::DaemonProcess>(flags));
     e2e::Client client(daemons_[0]->RouterAddress());
-    for (const Worker& each : workers) {
-      Flags worker = {"--role", "worker", "--phase", each.phase, "--model", options.model, "--name",
-                      absl::StrCat(each.phase, daemons_.size() - 1), "--routers",
-                      daemons_[0]->RouterAddress(), "--threads", absl::StrCat(each.threads),
-                      "--decode-threads", absl::StrCat(each.decode_threads), "--cpus", each.cores,
+    for (size_t core = 0; core < phases.size(); ++core) {
+      Flags worker = {"--role", "worker", "--phase", phases[core], "--model", options.model,
+                      "--name", absl::StrCat(phases[core], core), "--routers",
+                      daemons_[0]->RouterAddress(), "--threads", "1", "--cpus", absl::StrCat(core),
                       "--context-tokens", absl::StrCat(options.context_tokens),
                       "--decode-sequences", absl::StrCat(2 * options.sequences), "--log-level",
                       "warn", "--report-interval", "50ms", "--max-queued", "100000",
@@ -165,7 +160,7 @@ class TandemSystem : public System {
       Append(worker, options.worker_flags);
       daemons_.push_back(std::make_unique<e2e::DaemonProcess>(worker));
     }
-    if (!client.WaitWorkers(static_cast<int>(workers.size()))) {
+    if (!client.WaitWorkers(static_cast<int>(phases.size()))) {
       const std::string log = daemons_.back()->process().Log();
       daemons_.clear();
       Die(absl::StrCat("the workers did not register: ", log));
@@ -188,25 +183,23 @@ class TandemSystem : public System {
 
 }  // namespace
 
-std::vector<std::string> SystemNames() {
-  return {"llama-2x1", "llama-1x2", "split", "mixed", "wide"};
-}
+std::vector<std::string> SystemNames() { return {"llama-2x1", "llama-1x2", "split", "mixed"}; }
 
 bool IsPeer(const std::string& name) { return name.starts_with("llama"); }
 
 std::unique_ptr<System> StartSystem(const std::string& name, const SystemOptions& options) {
   if (name == "llama-2x1") return std::make_unique<LlamaSystem>(options, 2);
   if (name == "llama-1x2") return std::make_unique<LlamaSystem>(options, 1);
-  const auto a_core_each = [](const std::string& first, const std::string& second) {
-    return std::vector<Worker>{{.phase = first, .cores = "0"}, {.phase = second, .cores = "1"}};
-  };
-  std::vector<Worker> workers;
-  if (name == "split") workers = a_core_each("prefill", "decode");
-  if (name == "mixed") workers = a_core_each("mixed", "mixed");
-  if (name == "planned") workers = a_core_each("auto", "auto");
-  if (name == "wide") workers = {{.phase = "mixed", .cores = "0,1", .threads = 2}};
-  if (workers.empty()) Die(absl::StrCat("there is no system '", name, "'"));
-  return std::make_unique<TandemSystem>(options, workers);
+  if (name == "split") {
+    return std::make_unique<TandemSystem>(options, std::vector<std::string>{"prefill", "decode"});
+  }
+  if (name == "mixed") {
+    return std::make_unique<TandemSystem>(options, std::vector<std::string>{"mixed", "mixed"});
+  }
+  if (name == "planned") {
+    return std::make_unique<TandemSystem>(options, std::vector<std::string>{"auto", "auto"});
+  }
+  Die(absl::StrCat("there is no system '", name, "'"));
 }
 
 }  // namespace tandem::bench

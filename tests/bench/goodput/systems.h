@@ -33,9 +33,8 @@ class System {
 
 /// llama-2x1: two llama.cpp servers with a core each behind HAProxy's leastconn; llama-1x2: one
 /// with both cores; split: Tandem's router, a prefill and a decode worker, a core each; mixed: a
-/// router and two workers that do both, a core each; wide: a router and one worker that does both,
-/// prompts on both cores and decode steps on one. Besides these, planned: a router and two workers
-/// that are given no phase.
+/// router and two workers that do both, a core each. Besides these, planned: a router and two
+/// workers that are given no phase.
 std::vector<std::string> SystemNames();
 bool IsPeer(const std::string& name);
 /// Ends the program with a message when it cannot be started.
