@@ -24,8 +24,9 @@ constexpr uint32_t kStepTokens = 512;
 constexpr double kTemperature = 0.8;
 /// How long a worker is away. Longer than the router needs to find out.
 constexpr double kFaultS = 2.5;
-/// Connections that a process may keep to those that came anew: one to and one from each worker.
-constexpr size_t kKept = 8;
+/// Connections between workers that are kept for the next use: four at most to, and four from, each
+/// of the other three. One left behind by each request would be more.
+constexpr size_t kKept = 24;
 
 size_t WantedRequests() {
   const char* given = std::getenv("TANDEM_SURVIVAL_REQUESTS");
