@@ -25,6 +25,10 @@ constexpr double kSmallestSpread = 0.02;
 constexpr double kSpread = 3;
 /// Samples of a batch size that weigh as much as the belief that it is like the others.
 constexpr double kFactorPrior = 8;
+/// A batch size that was not seen for so long is half believed to be like the others again; how
+/// often that is looked at, in steps.
+constexpr double kUnseenS = 4;
+constexpr uint32_t kLookEvery = 64;
 /// A step of L_m tokens reaches so much of the device's highest rate.
 constexpr double kSaturated = 0.9;
 
@@ -187,14 +191,20 @@ void LatencyLearner::TakePrefill() {
 
 void LatencyLearner::ObserveDecode(uint32_t n_sequences, uint64_t context_tokens, double seconds) {
   if (n_sequences == 0 || decode_steps_++ < options_.warm_up_steps) return;
+  if (!(seconds > kNothing) || !std::isfinite(seconds)) return;
   const Row row = {1, static_cast<double>(n_sequences), static_cast<double>(context_tokens)};
   decode_.Observe(row, seconds);
   TakeDecode();
+  decode_s_ += seconds;
+  if (decode_steps_ % kLookEvery == 0) {
+    for (uint32_t n = 0; n < DecodeCost::kFactors; ++n) TakeFactor(n);
+  }
   if (n_sequences >= DecodeCost::kFactors || model_.decode_samples < kOutliersFrom) return;
   Factor& factor = factors_[n_sequences];
   const double ratio = std::clamp(seconds / decode_.Predict(row), 0.25, 4.0);
   factor.weight = factor.weight * (1 - Forgotten(seconds)) + 1;
   factor.ratio += std::clamp(ratio - factor.ratio, -1.0, 1.0) / factor.weight;
+  factor.seen_at_s = decode_s_;
   TakeFactor(n_sequences);
 }
 
@@ -208,8 +218,9 @@ void LatencyLearner::TakeDecode() {
 
 void LatencyLearner::TakeFactor(uint32_t n_sequences) {
   const Factor& factor = factors_[n_sequences];
-  model_.decode.factor[n_sequences] = static_cast<float>(
-      (factor.ratio * factor.weight + kFactorPrior) / (factor.weight + kFactorPrior));
+  const double known = factor.weight / (factor.weight + kFactorPrior) *
+                       std::exp2((factor.seen_at_s - decode_s_) / kUnseenS);
+  model_.decode.factor[n_sequences] = static_cast<float>(1 + (factor.ratio - 1) * known);
 }
 
 LatencyLearner::Learned LatencyLearner::LearnedPrefill() const { return {.fit = prefill_.state()}; }
@@ -233,7 +244,8 @@ void LatencyLearner::RestoreDecode(const Learned& learned) {
   TakeDecode();
   for (uint32_t n = 0; n < DecodeCost::kFactors; ++n) {
     factors_[n] = {.ratio = learned.factor_ratios[n],
-                   .weight = std::min(learned.factor_weights[n], kRestoredSamples)};
+                   .weight = std::min(learned.factor_weights[n], kRestoredSamples),
+                   .seen_at_s = decode_s_};
     TakeFactor(n);
   }
 }

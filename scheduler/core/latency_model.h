@@ -41,7 +41,9 @@ struct DecodeCost {
   double per_sequence_s = 1e-3;
   double per_context_token_s = 1e-7;
   /// By number of sequences: what a step of so many takes, relative to the affine model. Batching
-  /// on a CPU is irregular: two sequences at once can take longer than one after the other.
+  /// on a CPU is irregular: two sequences at once can take longer than one after the other. One
+  /// that is not seen for a while goes back to 1: what was a bad moment would keep everybody from
+  /// trying such a batch again.
   std::array<float, kFactors> factor = Ones();
   bool operator==(const DecodeCost&) const = default;
 
@@ -157,6 +159,7 @@ class LatencyLearner {
   struct Factor {
     double ratio = 1;
     double weight = 0;
+    double seen_at_s = 0;  // on the clock that decode_s_ is
   };
   void TakePrefill();
   void TakeDecode();
@@ -168,6 +171,7 @@ class LatencyLearner {
   CostFit decode_;
   std::array<Factor, DecodeCost::kFactors> factors_;
   uint32_t prefill_steps_ = 0, decode_steps_ = 0;
+  double decode_s_ = 0;  // that decode steps have taken
 };
 
 }  // namespace tandem::scheduler

@@ -167,7 +167,7 @@ TEST(LifecycleTest, SigtermLetsRunningRequestsFinishAndRefusesNewOnes) {
 }
 
 TEST(LifecycleTest, ADrainingWorkerFinishesItsRequestsAndThenLeaves) {
-  Cluster cluster;
+  Cluster cluster({.router_flags = {"--resume-timeout", "1s"}});
   bool told = false;
   const Generated running = cluster.client().Generate(
       LongRequest(8, 400), [&](grpc::ClientContext&, const v1::GenerateResponse&) {

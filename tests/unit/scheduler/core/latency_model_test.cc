@@ -150,6 +150,20 @@ TEST(LatencyLearnerTest, WhatIsNotSeenAgainIsNotForgotten) {
   }
 }
 
+TEST(LatencyLearnerTest, ABadMomentOfABatchSizeDoesNotLast) {
+  LatencyLearner learner;
+  std::mt19937_64 random(11);
+  auto observe = [&](uint32_t batch, double factor) {
+    learner.ObserveDecode(batch, 500 * batch, factor * 1e-3 * batch * Noise(random));
+  };
+  for (int i = 0; i < 4000; ++i) observe(1 + i % 3, 1);
+  for (int i = 0; i < 300; ++i) observe(2, 2);  // a bad second for two
+  const DecodeCost& cost = learner.model().decode;
+  EXPECT_GT(cost.StepSeconds(2, 1000), 2.3e-3);
+  for (int i = 0; i < 20'000; ++i) observe(1, 1);  // then nobody dares
+  EXPECT_NEAR(cost.StepSeconds(2, 1000), 2e-3, 0.2e-3);
+}
+
 TEST(LatencyLearnerTest, GoesOnFromWhatAnEarlierOneLearned) {
   LatencyLearner first;
   Prefill(first, kPrefill, 400, 0, 3);
