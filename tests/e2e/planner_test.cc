@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <fstream>
 #include <sstream>
 #include <thread>
@@ -211,10 +212,14 @@ TEST_F(PlannerTest, TheRequestsAreFollowedAndNoneFails) {
     EXPECT_EQ(chat.failed(), 0);
   }
   EXPECT_EQ(Having(v1::PHASE_PREFILL), 1) << "they carry the requests";
-  // Half as many again as one worker can compute.
-  const Generated alone = clients_[0]->Generate(Request(1500, 3, 1));
-  ASSERT_TRUE(alone.status.ok()) << alone.status.error_message();
-  Stream summaries(routers_[0]->RouterAddress(), 1.5 / alone.timings.total_s(), 1500, 3);
+  // Twice what one worker can compute, by the best of three: something else may run beside one.
+  double alone_s = HUGE_VAL;
+  for (int i = 0; i < 3; ++i) {
+    const Generated alone = clients_[0]->Generate(Request(1500, 3, i));
+    ASSERT_TRUE(alone.status.ok()) << alone.status.error_message();
+    alone_s = std::min(alone_s, alone.timings.total_s());
+  }
+  Stream summaries(routers_[0]->RouterAddress(), 2 / alone_s, 1500, 3);
   EXPECT_TRUE(
       WaitFor([&] { return Having(v1::PHASE_PREFILL) + Having(v1::PHASE_MIXED) >= 2; }, 180))
       << routers_[0]->process().Log();
