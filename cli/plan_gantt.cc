@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/svg.h"
+#include "scheduler/planner/cluster_now.h"
 
 namespace tandem::cli {
 namespace {
@@ -103,9 +104,7 @@ std::string GanttSvg(const std::string& title, std::span<const GanttRow> rows,
       &svg, SvgText(kLeft + kPlaces / 2.0, bottom + 36, "middle", "label", "simulated time, s"));
   for (size_t i = 0; i < rows.size(); ++i) {
     const double y = kTop + kRow * static_cast<double>(i);
-    const char* const phase = rows[i].phase == planner::Phase::kPrefill  ? "prefill"
-                              : rows[i].phase == planner::Phase::kDecode ? "decode"
-                                                                         : "mixed";
+    const char* const phase = planner::PhaseWord(rows[i].phase);
     absl::StrAppend(&svg,
                     SvgRect(0, y + 3, 8, kRow - 7, absl::StrCat("fill ", phase).c_str(), 2, phase),
                     SvgText(14, y + 14, "start", "tick", rows[i].name),

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "scheduler/planner/cluster_now.h"
 #include "scheduler/planner/plan_use.h"
 
 namespace tandem::cli {
@@ -21,12 +22,10 @@ std::string InWords(const PlanTask& task, const PlannedPlacement& placement) {
   const std::vector<WorkerVariant> variants = VariantsOf(task);
   std::string words;
   for (size_t v = 0; v < variants.size(); ++v) {
-    const PhaseCounts& counts = placement.counts[v];
-    const std::pair<uint32_t, const char*> phases[] = {
-        {counts.prefill, "prefill"}, {counts.decode, "decode"}, {counts.mixed, "mixed"}};
-    for (const auto& [n, name] : phases) {
+    for (const Phase phase : kPhases) {
+      const uint32_t n = placement.counts[v].of(phase);
       if (n == 0) continue;
-      absl::StrAppend(&words, words.empty() ? "" : ", ", n, " ", name, " (",
+      absl::StrAppend(&words, words.empty() ? "" : ", ", n, " ", PhaseWord(phase), " (",
                       VariantName(task, variants[v]), ")");
     }
   }

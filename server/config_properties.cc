@@ -224,8 +224,7 @@ std::vector<Property> WorkerLimits() {
        "KV that nobody has fetched for so long is dropped.", TextKind::kAny, kHour, 100 * kMs},
       {"link_probe_permille", kUsers, &Config::link_probe_permille,
        "Thousandths of the time that a node's port, in either direction, may be busy with probes "
-       "of "
-       "links over which no KV goes. 0: nothing is probed.",
+       "of links over which no KV goes. 0: nothing is probed.",
        TextKind::kAny, 10, 0},
   };
 }
