@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/utf8.h"
 
 namespace tandem::cli {
 namespace {
@@ -15,19 +15,10 @@ constexpr char kReplacement[] = "\xEF\xBF\xBD";
 
 /// The bytes of the character at the beginning of the text; 0: it is none, or one that XML forbids.
 size_t CharacterBytes(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t first = byte(0);
-  if (first < 0x80) return first >= 0x20 || first == '\t' || first == '\n' ? 1 : 0;
-  const size_t n = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  if (first < 0xC2 || first > 0xF4 || text.size() < n) return 0;
-  uint32_t code = first & (0x7F >> n);
-  for (size_t i = 1; i < n; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-    code = code << 6 | (byte(i) & 0x3F);
-  }
-  const bool overlong = code < (n == 2 ? 0x80u : n == 3 ? 0x800u : 0x10000u);
-  const bool surrogate = code >= 0xD800 && code <= 0xDFFF;
-  return overlong || surrogate || code > 0x10FFFF || code == 0xFFFE || code == 0xFFFF ? 0 : n;
+  const int n = Utf8CharacterLength(text);
+  if (n == 1) return text[0] >= 0x20 || text[0] == '\t' || text[0] == '\n' ? 1 : 0;
+  const bool forbidden = text.starts_with("\xEF\xBF\xBE") || text.starts_with("\xEF\xBF\xBF");
+  return n <= 0 || forbidden ? 0 : static_cast<size_t>(n);
 }
 
 std::string Mark(char mark, double x, double y, const char* css) {
