@@ -15,6 +15,8 @@ namespace tandem::bench {
 struct Outcome {
   /// When it was due, which is when its time begins to count.
   double due_s = 0;
+  /// When the client, whose timers are in milliseconds, got round to sending it; Tandem only.
+  double sent_s = 0;
   /// Of each message with tokens, and how many those were.
   std::vector<double> token_at_s = {};
   std::vector<uint32_t> token_counts = {};

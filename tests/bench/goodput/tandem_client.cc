@@ -61,6 +61,7 @@ class TandemClient : public LoadClient {
       const auto next = queue.AsyncNext(&tag, &ok, due);
       if (next == grpc::CompletionQueue::TIMEOUT) {
         outcomes_[sent] = {.due_s = trace[sent].at_s / rate,
+                           .sent_s = clock_.seconds(),
                            .prompt_tokens = static_cast<uint32_t>(trace[sent].prompt.size()),
                            .wanted_tokens = trace[sent].output_tokens};
         Start(messages[sent], sent, queue);

@@ -206,7 +206,7 @@ class Overload {
     std::string error;
     for (const Outcome& outcome : outcomes) {
       if (outcome.refused) {
-        took.push_back(outcome.end_s - outcome.due_s);
+        took.push_back(outcome.end_s - outcome.sent_s);
         delays.push_back(outcome.retry_after_s);
       } else if (outcome.complete()) {
         ++complete;
@@ -231,7 +231,7 @@ class Overload {
     out["retry_after_s"] = {{"least", Quantile(delays, 0)}, {"most", Quantile(delays, 1)}};
     const auto slowest =
         std::max_element(outcomes.begin(), outcomes.end(), [](const Outcome& a, const Outcome& b) {
-          return (a.refused ? a.end_s - a.due_s : 0) < (b.refused ? b.end_s - b.due_s : 0);
+          return (a.refused ? a.end_s - a.sent_s : 0) < (b.refused ? b.end_s - b.sent_s : 0);
         });
     std::printf("the slowest refusal: %s\n", slowest->error.c_str());
     std::printf("refusals: p50 %.2f ms, p99 %.2f ms; told to come back after %.2f to %.2f s\n",
