@@ -33,10 +33,8 @@ constexpr double kDisturbs = 1;
 /// Scores that differ by less are equal, however small they are.
 constexpr double kSmallestDifference = 1e-4;
 
-double Term(double seconds, double objective_s) {
-  const double ratio = seconds / objective_s;
-  return ratio + kMissed * std::max(0.0, ratio - 1);
-}
+/// Of a time in objectives.
+double Term(double ratio) { return ratio + kMissed * (ratio > 1 ? ratio - 1 : 0); }
 
 /// The N lowest of some numbers.
 template <size_t N>
@@ -52,6 +50,7 @@ class Lowest {
   double best() const { return lowest_[0]; }
   /// Infinity while there are fewer than N.
   double worst() const { return lowest_[N - 1]; }
+  double second_worst() const { return lowest_[N - 2]; }
 
  private:
   std::array<double, N> lowest_;
@@ -74,11 +73,12 @@ struct Dispatcher::Scratch {
     double score = 0;
   };
   std::vector<uint32_t> local_tokens;  // by worker: of the prompt's beginning, in its own store
-  std::vector<double> loaded_s, least_ttft_s, step_s, wait_s, least_tpot;  // by worker
+  std::vector<double> loaded_s, least_ttft, step_s, wait_s, least_tpot;  // by worker
   std::vector<Side> least;     // prefill workers with their least scores
   std::vector<Side> prefills;  // of which each may go with any decode worker
   /// Decode workers that may prefill for themselves; with their least scores.
   std::vector<Side> alone;
+  std::vector<WorkerIndex> first;  // decode workers that are looked at first
   std::vector<Pair> pairs;
 };
 
@@ -89,8 +89,9 @@ class Dispatcher::Choice {
         work_(work),
         now_s_(now_s),
         random_(random),
-        ttft_objective_s_(dispatcher.options_.ttft_objective_s),
+        per_ttft_objective_(1 / dispatcher.options_.ttft_objective_s),
         tpot_objective_s_(dispatcher.options_.tpot_objective_s),
+        per_tpot_objective_(1 / dispatcher.options_.tpot_objective_s),
         per_further_token_(1.0 / (std::max(2u, work.expected_output_tokens) - 1)),
         s_(*dispatcher.scratch_) {}
 
@@ -138,7 +139,7 @@ class Dispatcher::Choice {
   const Work& work_;
   const double now_s_;
   absl::BitGenRef random_;
-  const double ttft_objective_s_, tpot_objective_s_;
+  const double per_ttft_objective_, tpot_objective_s_, per_tpot_objective_;
   const double per_further_token_;
   Scratch& s_;
   std::array<CachedAt, kHolders> holders_;
@@ -147,7 +148,10 @@ class Dispatcher::Choice {
 };
 
 Dispatcher::Dispatcher(const Options& options)
-    : options_(options), scratch_(std::make_unique<Scratch>()) {}
+    : options_(options),
+      unmeasured_(WayOf({options.default_bytes_per_s, options.default_rtt_s})),
+      local_(WayOf({options.local_bytes_per_s, 0})),
+      scratch_(std::make_unique<Scratch>()) {}
 Dispatcher::~Dispatcher() = default;
 
 absl::StatusOr<Decision> Dispatcher::Choose(const Work& work, double now_s,
@@ -250,11 +254,11 @@ Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) cons
     return (hot.prefill.Seconds(n_tokens, cached) + further_steps * hot.prefill.base_s) * slowdown;
   };
   double least_s = std::numeric_limits<double>::infinity();
-  auto consider = [&](uint32_t cached, uint32_t moved, const Link& link) {
+  auto consider = [&](uint32_t cached, uint32_t moved, const Way& way) {
     cached = std::min(cached, usable);
     const double compute_s = compute(cached);
     const double arrives_s =
-        moved == 0 ? 0 : link.rtt_s + moved * work_.kv_bytes_per_token / link.bytes_per_s;
+        moved == 0 ? 0 : way.rtt_s + moved * work_.kv_bytes_per_token * way.s_per_byte;
     const double load_s = std::max(0.0, arrives_s - ahead_s);
     if (compute_s + load_s >= least_s) return;
     least_s = compute_s + load_s;
@@ -263,12 +267,12 @@ Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) cons
     ttft.cached_tokens = cached;
   };
   const uint32_t local = s_.local_tokens[index];
-  consider(0, 0, Link());
-  if (local > 0) consider(local, local, d_.LinkBetween(index, index));
+  consider(0, 0, Way());
+  if (local > 0) consider(local, local, d_.local_);
   for (size_t i = 0; i < n_holders_; ++i) {
     const CachedAt& holder = holders_[i];
     if (holder.tokens <= local || holder.worker == index) continue;
-    consider(holder.tokens, holder.tokens - local, d_.LinkBetween(holder.worker, index));
+    consider(holder.tokens, holder.tokens - local, d_.WayBetween(holder.worker, index));
   }
   return ttft;
 }
@@ -276,25 +280,30 @@ Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) cons
 /// When what is cached can be there, by worker: from its own store, or the rest from a holder.
 void Dispatcher::Choice::BoundLoads() {
   const size_t n_workers = d_.hot_.size();
-  const double token_s = work_.kv_bytes_per_token / d_.options_.local_bytes_per_s;
+  const double token_bytes = work_.kv_bytes_per_token;
+  const double token_s = token_bytes / d_.options_.local_bytes_per_s;
   const uint32_t* const local_tokens = s_.local_tokens.data();
-  s_.loaded_s.assign(n_workers, std::numeric_limits<double>::infinity());
+  s_.loaded_s.resize(n_workers);
   double* const loaded_s = s_.loaded_s.data();
-  if (longest_ == 0) return;
+  constexpr double kNever = std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < n_workers; ++i) {
-    if (local_tokens[i] > 0) loaded_s[i] = local_tokens[i] * token_s;
+    const double tokens = static_cast<int32_t>(local_tokens[i]);
+    const double seconds = tokens * token_s;
+    loaded_s[i] = tokens > 0 ? seconds : kNever;
   }
   for (size_t h = 0; h < n_holders_; ++h) {
-    const std::vector<Link>& row = d_.links_[holders_[h].worker];
+    const std::vector<Way>& ways = d_.ways_[holders_[h].worker];
+    const Way* const row = ways.data();
     const auto tokens = static_cast<int32_t>(holders_[h].tokens);
-    auto load = [&](size_t i, const Link& link) {
+    auto load = [=](size_t i, const Way& way) {
       const double moved = tokens - static_cast<int32_t>(local_tokens[i]);
-      const double seconds = link.rtt_s + moved * work_.kv_bytes_per_token / link.bytes_per_s;
-      loaded_s[i] = moved > 0 && seconds < loaded_s[i] ? seconds : loaded_s[i];
+      const double seconds = way.rtt_s + moved * token_bytes * way.s_per_byte;
+      const double before_s = loaded_s[i];
+      loaded_s[i] = (moved > 0) & (seconds < before_s) ? seconds : before_s;
     };
-    const size_t n_known = std::min(row.size(), n_workers);
+    const size_t n_known = std::min(ways.size(), n_workers);
     for (size_t i = 0; i < n_known; ++i) load(i, row[i]);
-    for (size_t i = n_known; i < n_workers; ++i) load(i, d_.Unmeasured());
+    for (size_t i = n_known; i < n_workers; ++i) load(i, d_.unmeasured_);
   }
 }
 
@@ -304,7 +313,7 @@ void Dispatcher::Choice::BoundLoads() {
 void Dispatcher::Choice::BoundTtfts() {
   BoundLoads();
   const size_t n_workers = d_.hot_.size();
-  s_.least_ttft_s.resize(n_workers);
+  s_.least_ttft.resize(n_workers);
   const double n_cached = std::min(longest_, work_.prompt_tokens);
   const double n_computed = work_.prompt_tokens - n_cached;
   const double* const ahead_until_s = d_.bounds_.ahead_until_s.data();
@@ -312,21 +321,22 @@ void Dispatcher::Choice::BoundTtfts() {
   const double* const per_token_s = d_.bounds_.per_token_s.data();
   const double* const base_s = d_.bounds_.base_s.data();
   const double* const loaded_s = s_.loaded_s.data();
-  double* const least_s = s_.least_ttft_s.data();
+  double* const least = s_.least_ttft.data();
   for (size_t i = 0; i < n_workers; ++i) {
     const double work_left_s = ahead_until_s[i] - now_s_;
     const double ahead_s = (work_left_s > 0 ? work_left_s : 0) + assigned_s[i];
     const double computed_s = ahead_s + n_cached * per_token_s[i];
     const double spared_s = ahead_s > loaded_s[i] ? ahead_s : loaded_s[i];
-    least_s[i] = (computed_s < spared_s ? computed_s : spared_s) + n_computed * per_token_s[i] +
-                 base_s[i] + work_.waited_s;
+    const double ttft_s = (computed_s < spared_s ? computed_s : spared_s) +
+                          n_computed * per_token_s[i] + base_s[i] + work_.waited_s;
+    least[i] = Term(ttft_s * per_ttft_objective_);
   }
 }
 
 Dispatcher::Choice::Side Dispatcher::Choice::Scored(WorkerIndex index) const {
   const Ttft ttft = PredictTtft(index);
   return {.worker = index,
-          .score = Term(work_.waited_s + ttft.until_s(), ttft_objective_s_) + Penalty(index),
+          .score = Term((work_.waited_s + ttft.until_s()) * per_ttft_objective_) + Penalty(index),
           .compute_s = ttft.compute_s};
 }
 
@@ -339,13 +349,14 @@ void Dispatcher::Choice::ScorePrefills() {
   const uint8_t prefills =
       (all & Bounds::kPrefills) != 0 ? Bounds::kPrefills : Bounds::kPrefillsToo;
   s_.least.clear();
-  Lowest<kFirst> first;
+  Lowest<kFirst + 1> first;
+  const double* const least = s_.least_ttft.data();
   for (WorkerIndex i = 0; i < roles.size(); ++i) {
     if ((roles[i] & prefills) != 0) {
-      s_.least.push_back({.worker = i, .score = Term(s_.least_ttft_s[i], ttft_objective_s_)});
-      first.Insert(s_.least.back().score);
+      s_.least.push_back({.worker = i, .score = least[i]});
+      first.Insert(least[i]);
     } else if ((roles[i] & Bounds::kPrefillsSelf) != 0 && work_.needs_decode) {
-      s_.alone.push_back({.worker = i, .score = Term(s_.least_ttft_s[i], ttft_objective_s_)});
+      s_.alone.push_back({.worker = i, .score = least[i]});
     }
   }
   // Who can neither come among the best nor equal the best one need not be looked at closely.
@@ -358,10 +369,11 @@ void Dispatcher::Choice::ScorePrefills() {
     limit = std::max(best.worst(), Limit(best.best(), 0));
   };
   for (const Side& side : s_.least) {
-    if (side.score <= first.worst()) look(side);
+    if (side.score <= first.second_worst()) look(side);
   }
+  if (first.worst() > limit) return;
   FromAnywhere(s_.least.size(), [&](size_t i) {
-    if (s_.least[i].score > first.worst()) look(s_.least[i]);
+    if (s_.least[i].score > first.second_worst()) look(s_.least[i]);
     return s_.prefills.size() < kMostSides;
   });
 }
@@ -395,8 +407,8 @@ void Dispatcher::Choice::KeepBestPrefills() {
 }
 
 /// Of each worker a step with the sequence in it, how long that waits for a place, and the lowest
-/// score of its TPOT, with KV that is there at once; ages for one that takes no sequence. A plain
-/// loop over columns, too.
+/// score of its TPOT, with KV that is there at once; ages for one that takes no sequence. Plain loops
+/// over columns, too: with few enough columns each for compilers to see that they are apart.
 void Dispatcher::Choice::PredictDecodes() {
   const size_t n_workers = d_.hot_.size();
   s_.step_s.resize(n_workers);
@@ -413,20 +425,21 @@ void Dispatcher::Choice::PredictDecodes() {
   double* const waits_s = s_.wait_s.data();
   double* const least = s_.least_tpot.data();
   const double prompt = work_.prompt_tokens, output = work_.expected_output_tokens;
-  const double per_objective = 1 / tpot_objective_s_;
+  const double objective_s = tpot_objective_s_, per_objective = per_tpot_objective_;
+  const double per_further = per_further_token_;
   for (size_t i = 0; i < n_workers; ++i) {
     const double alone_s = next_s[i] + prompt * per_context_token_s[i];
     // While it computes prompts as well, its steps come as far apart as the objective allows.
-    const double life_s = output * alone_s;
-    const double spare_s = tpot_objective_s_ - alone_s;
-    const double ahead_s = prefill_ahead_s[i];
-    const double share = ahead_s < life_s ? ahead_s / life_s : (ahead_s > 0 ? 1 : 0);
+    const double spare_s = objective_s - alone_s;
+    const double lives_ahead = prefill_ahead_s[i] / (output * alone_s);
+    const double share = lives_ahead < 1 ? lives_ahead : 1;
     steps_s[i] = alone_s + share * (spare_s > 0 ? spare_s : 0);
+  }
+  for (size_t i = 0; i < n_workers; ++i) {
     // Places and room come free as sequences of the expected length end.
     const double over = (life_tokens[i] + prompt + output) * per_capacity_token[i] - 1;
     waits_s[i] = output * steps_s[i] * (lives_to_wait[i] > over ? lives_to_wait[i] : over);
-    const double ratio = (steps_s[i] + waits_s[i] * per_further_token_) * per_objective;
-    least[i] = ratio + kMissed * (ratio > 1 ? ratio - 1 : 0);
+    least[i] = Term((steps_s[i] + waits_s[i] * per_further) * per_objective);
   }
 }
 
@@ -441,11 +454,11 @@ Dispatcher::Choice::DecodeSide Dispatcher::Choice::DecodeOf(WorkerIndex index) c
 /// its last piece cannot. The way in is shared with what others still have to send there.
 double Dispatcher::Choice::HandoffSeconds(double compute_s, WorkerIndex prefill,
                                           WorkerIndex decode) const {
-  const Link link = d_.LinkBetween(prefill, decode);
+  const Way way = d_.WayBetween(prefill, decode);
   const double sharers = prefill == decode ? 1 : 1 + d_.bounds_.coming[decode];
-  const double token_s = work_.kv_bytes_per_token * sharers / link.bytes_per_s;
+  const double token_s = work_.kv_bytes_per_token * sharers * way.s_per_byte;
   const double last_s = std::min(work_.prompt_tokens, d_.options_.chunk_tokens) * token_s;
-  return link.rtt_s + std::max(last_s, work_.prompt_tokens * token_s - compute_s);
+  return way.rtt_s + std::max(last_s, work_.prompt_tokens * token_s - compute_s);
 }
 
 double Dispatcher::Choice::TpotSeconds(const DecodeSide& decode, double handoff_s) const {
@@ -454,7 +467,8 @@ double Dispatcher::Choice::TpotSeconds(const DecodeSide& decode, double handoff_
 
 double Dispatcher::Choice::PairScore(const Side& prefill, const DecodeSide& decode) const {
   const double handoff_s = HandoffSeconds(prefill.compute_s, prefill.worker, decode.worker);
-  return prefill.score + Term(TpotSeconds(decode, handoff_s), tpot_objective_s_) + decode.penalty +
+  return prefill.score + Term(TpotSeconds(decode, handoff_s) * per_tpot_objective_) +
+         decode.penalty +
          PairPenalty(prefill.worker, decode.worker) + LeavingPenalty(prefill.worker, decode.worker);
 }
 
@@ -475,7 +489,7 @@ void Dispatcher::Choice::ScorePairs() {
     least.Insert(score);
     limit = std::max(least.worst(), Limit(least.best(), 0));
   };
-  Lowest<kFirst> first;
+  Lowest<kFirst + 1> first;
   for (const double score : s_.least_tpot) first.Insert(score);
   Lowest<1> best_prefill;
   for (const Side& side : s_.prefills) best_prefill.Insert(side.score);
@@ -486,19 +500,26 @@ void Dispatcher::Choice::ScorePairs() {
     if (!may_stay || (roles[side.worker] & Bounds::kDecodes) == 0) continue;
     add(side, DecodeOf(side.worker));
   }
-  for (const bool among_first : {true, false}) {
+  auto look = [&](WorkerIndex worker) {
+    const double least_tpot = s_.least_tpot[worker];
+    if (best_prefill.best() + least_tpot > limit || (roles[worker] & Bounds::kDecodes) == 0) {
+      return true;
+    }
+    const DecodeSide decode = DecodeOf(worker);
+    for (const Side& side : s_.prefills) {
+      if (may_stay && side.worker == worker) continue;
+      if (side.score + least_tpot <= limit) add(side, decode);
+    }
+    return s_.pairs.size() < kMostPairs;
+  };
+  s_.first.clear();
+  for (WorkerIndex w = 0; w < s_.least_tpot.size(); ++w) {
+    if (s_.least_tpot[w] <= first.second_worst()) s_.first.push_back(w);
+  }
+  FromAnywhere(s_.first.size(), [&](size_t i) { return look(s_.first[i]); });
+  if (best_prefill.best() + first.worst() <= limit) {
     FromAnywhere(s_.least_tpot.size(), [&](size_t w) {
-      const double least_tpot = s_.least_tpot[w];
-      if ((least_tpot <= first.worst()) != among_first ||
-          best_prefill.best() + least_tpot > limit || (roles[w] & Bounds::kDecodes) == 0) {
-        return true;
-      }
-      const DecodeSide decode = DecodeOf(static_cast<WorkerIndex>(w));
-      for (const Side& side : s_.prefills) {
-        if (may_stay && side.worker == w) continue;
-        if (side.score + least_tpot <= limit) add(side, decode);
-      }
-      return s_.pairs.size() < kMostPairs;
+      return s_.least_tpot[w] <= first.second_worst() || look(static_cast<WorkerIndex>(w));
     });
   }
   // Decode workers that prefill, each with itself.

@@ -34,7 +34,7 @@ WorkerIndex Dispatcher::Add() {
                          &bounds_.prefill_ahead_s, &bounds_.coming}) {
       column->push_back(0);
     }
-    links_.emplace_back();
+    ways_.emplace_back();
   }
   const WorkerIndex index = free_workers_.back();
   free_workers_.pop_back();
@@ -52,9 +52,9 @@ void Dispatcher::Remove(WorkerIndex worker) {
   workers_[worker].report = WorkerReport();
   ++workers_[worker].generation;
   Refresh(worker);
-  links_[worker].clear();
-  for (auto& row : links_) {
-    if (row.size() > worker) row[worker] = Unmeasured();
+  ways_[worker].clear();
+  for (auto& row : ways_) {
+    if (row.size() > worker) row[worker] = unmeasured_;
   }
   absl::erase_if(avoided_, [&](const auto& each) {
     return each.first >> 32 == worker || static_cast<WorkerIndex>(each.first) == worker;
@@ -150,15 +150,20 @@ void Dispatcher::RefreshDecode(WorkerIndex index) {
 }
 
 void Dispatcher::SetLink(WorkerIndex from, WorkerIndex to, const Link& link) {
-  std::vector<Link>& row = links_[from];
-  if (row.size() <= to) row.resize(workers_.size(), Unmeasured());
-  row[to] = link.bytes_per_s > 0 ? link : Unmeasured();
+  std::vector<Way>& row = ways_[from];
+  if (row.size() <= to) row.resize(workers_.size(), unmeasured_);
+  row[to] = link.bytes_per_s > 0 ? WayOf(link) : unmeasured_;
+}
+
+Dispatcher::Way Dispatcher::WayBetween(WorkerIndex from, WorkerIndex to) const {
+  if (from == to) return local_;
+  if (from >= ways_.size() || ways_[from].size() <= to) return unmeasured_;
+  return ways_[from][to];
 }
 
 Link Dispatcher::LinkBetween(WorkerIndex from, WorkerIndex to) const {
-  if (from == to) return {.bytes_per_s = options_.local_bytes_per_s, .rtt_s = 0};
-  if (from >= links_.size() || links_[from].size() <= to) return Unmeasured();
-  return links_[from][to];
+  const Way way = WayBetween(from, to);
+  return {.bytes_per_s = 1.0 / way.s_per_byte, .rtt_s = way.rtt_s};
 }
 
 void Dispatcher::AvoidPair(WorkerIndex a, WorkerIndex b, double until_s) {

@@ -226,6 +226,10 @@ class Dispatcher {
     // Its own prompts' work; sequences that are not there yet, whose KV shares the way in.
     std::vector<double> prefill_ahead_s, coming;
   };
+  /// A Link as choices use it: small, for there is one for every two workers.
+  struct Way {
+    float s_per_byte = 0, rtt_s = 0;
+  };
   class Choice;
   /// A choice's vectors, kept from one to the next.
   struct Scratch;
@@ -233,9 +237,11 @@ class Dispatcher {
   void Refresh(WorkerIndex worker);
   void RefreshPrefill(WorkerIndex worker, double step_s);
   void RefreshDecode(WorkerIndex worker);
-  Link Unmeasured() const {
-    return {.bytes_per_s = options_.default_bytes_per_s, .rtt_s = options_.default_rtt_s};
+  static Way WayOf(const Link& link) {
+    return {.s_per_byte = static_cast<float>(1 / link.bytes_per_s),
+            .rtt_s = static_cast<float>(link.rtt_s)};
   }
+  Way WayBetween(WorkerIndex from, WorkerIndex to) const;
   Worker* Find(const Part& part);
   Assignment* Find(AssignmentId id);
   void PrefillReported(Assignment& assignment);
@@ -251,7 +257,8 @@ class Dispatcher {
   Bounds bounds_;
   std::vector<WorkerIndex> free_workers_;
   // By from, then to. What is not measured is the default, as is what short rows lack.
-  std::vector<std::vector<Link>> links_;
+  std::vector<std::vector<Way>> ways_;
+  const Way unmeasured_, local_;
   absl::flat_hash_map<uint64_t, double> avoided_;  // pair → until
   std::vector<Assignment> assignments_;
   std::vector<uint32_t> free_assignments_;
