@@ -40,7 +40,7 @@ planner::Node NodeFrom(const v1::WorkerState& worker) {
           .movable = load.phase_planned() && !info.phase_pinned(),
           .assigned = !load.phase_unassigned(),
           .requests = load.running() + load.waiting(),
-          .speed = SpeedFrom(info, load.latency())};
+          .speed = SpeedFrom(info, load.has_usual_latency() ? load.usual_latency() : load.latency())};
 }
 
 }  // namespace

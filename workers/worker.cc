@@ -460,6 +460,7 @@ v1::WorkerLoad Worker::Load() const {
   report.set_steps(prefill.steps + decode.steps + steps_of_dropped_loops_);
   report.set_parked(decode.parked);
   *report.mutable_latency() = speed_.Report();
+  *report.mutable_usual_latency() = speed_.ReportUsual();
   const absl::Time now = absl::Now();
   for (const kvstore::LinkEstimate& link : links_.List(now))
     FillLink(link, now, *report.add_links());

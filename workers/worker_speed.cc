@@ -1,46 +1,9 @@
 #include "workers/worker_speed.h"
 
 namespace tandem::workers {
+namespace {
 
-void WorkerSpeed::PrefillStep(std::span<const Engine::StepItem> items, double seconds) {
-  uint64_t n_tokens = 0;
-  double position_sum = 0;
-  for (const Engine::StepItem& item : items) {
-    n_tokens += item.tokens.size();
-    position_sum += scheduler::PrefillCost::PositionSum(item.tokens.size(),
-                                                        static_cast<uint64_t>(item.first_position));
-  }
-  std::lock_guard lock(mutex_);
-  learner_.ObservePrefill(n_tokens, position_sum, seconds);
-}
-
-void WorkerSpeed::DecodeStep(uint32_t sequences, uint64_t context_tokens, double seconds) {
-  std::lock_guard lock(mutex_);
-  learner_.ObserveDecode(sequences, context_tokens, seconds);
-}
-
-scheduler::LatencyLearner::Learned WorkerSpeed::Learned(EngineOptions::Use use) const {
-  std::lock_guard lock(mutex_);
-  return use == EngineOptions::Use::kPrefill ? learner_.LearnedPrefill() : learner_.LearnedDecode();
-}
-
-void WorkerSpeed::Restore(EngineOptions::Use use,
-                          const scheduler::LatencyLearner::Learned& learned) {
-  std::lock_guard lock(mutex_);
-  if (use == EngineOptions::Use::kPrefill) {
-    learner_.RestorePrefill(learned);
-  } else {
-    learner_.RestoreDecode(learned);
-  }
-}
-
-scheduler::LatencyModel WorkerSpeed::model() const {
-  std::lock_guard lock(mutex_);
-  return learner_.model();
-}
-
-v1::LatencyModel WorkerSpeed::Report() const {
-  const scheduler::LatencyModel model = this->model();
+v1::LatencyModel ToProto(const scheduler::LatencyModel& model) {
   v1::LatencyModel report;
   report.set_prefill_base_s(model.prefill.base_s);
   report.set_prefill_per_token_s(model.prefill.per_token_s);
@@ -56,6 +19,58 @@ v1::LatencyModel WorkerSpeed::Report() const {
                                          model.decode.factor.end());
   }
   return report;
+}
+
+}  // namespace
+
+void WorkerSpeed::PrefillStep(std::span<const Engine::StepItem> items, double seconds) {
+  uint64_t n_tokens = 0;
+  double position_sum = 0;
+  for (const Engine::StepItem& item : items) {
+    n_tokens += item.tokens.size();
+    position_sum += scheduler::PrefillCost::PositionSum(item.tokens.size(),
+                                                        static_cast<uint64_t>(item.first_position));
+  }
+  std::lock_guard lock(mutex_);
+  for (auto* learner : {&recent_, &usual_}) {
+    learner->ObservePrefill(n_tokens, position_sum, seconds);
+  }
+}
+
+void WorkerSpeed::DecodeStep(uint32_t sequences, uint64_t context_tokens, double seconds) {
+  std::lock_guard lock(mutex_);
+  for (auto* learner : {&recent_, &usual_}) {
+    learner->ObserveDecode(sequences, context_tokens, seconds);
+  }
+}
+
+scheduler::LatencyLearner::Learned WorkerSpeed::Learned(EngineOptions::Use use) const {
+  std::lock_guard lock(mutex_);
+  return use == EngineOptions::Use::kPrefill ? usual_.LearnedPrefill() : usual_.LearnedDecode();
+}
+
+void WorkerSpeed::Restore(EngineOptions::Use use,
+                          const scheduler::LatencyLearner::Learned& learned) {
+  std::lock_guard lock(mutex_);
+  for (auto* learner : {&recent_, &usual_}) {
+    if (use == EngineOptions::Use::kPrefill) {
+      learner->RestorePrefill(learned);
+    } else {
+      learner->RestoreDecode(learned);
+    }
+  }
+}
+
+scheduler::LatencyModel WorkerSpeed::model() const {
+  std::lock_guard lock(mutex_);
+  return recent_.model();
+}
+
+v1::LatencyModel WorkerSpeed::Report() const { return ToProto(model()); }
+
+v1::LatencyModel WorkerSpeed::ReportUsual() const {
+  std::lock_guard lock(mutex_);
+  return ToProto(usual_.model());
 }
 
 }  // namespace tandem::workers

@@ -18,9 +18,8 @@ class WorkerSpeed {
  public:
   /// `step_tokens`: the engine's largest step.
   explicit WorkerSpeed(uint32_t step_tokens)
-      : learner_({.prior = {.saturation_tokens = step_tokens},
-                  .min_saturation_tokens = std::min(step_tokens, kShortestSaturation),
-                  .max_saturation_tokens = step_tokens}) {}
+      : recent_(LearnerOptions(step_tokens, scheduler::CostFit::kMemoryS)),
+        usual_(LearnerOptions(step_tokens, kUsualMemoryS)) {}
 
   /// A step over prompts took so long.
   void PrefillStep(std::span<const Engine::StepItem> items, double seconds);
@@ -32,14 +31,26 @@ class WorkerSpeed {
   scheduler::LatencyLearner::Learned Learned(EngineOptions::Use use) const;
   void Restore(EngineOptions::Use use, const scheduler::LatencyLearner::Learned& learned);
 
+  /// Of the last seconds: for what is decided now, here and by the routers.
   scheduler::LatencyModel model() const;
   v1::LatencyModel Report() const;
+  /// Of the last minute: for plans, which hold for longer than a bad moment.
+  v1::LatencyModel ReportUsual() const;
 
  private:
   /// libllama takes kernels for few rows below that.
   static constexpr uint32_t kShortestSaturation = 64;
+  static constexpr double kUsualMemoryS = 60;
+
+  static scheduler::LatencyLearner::Options LearnerOptions(uint32_t step_tokens, double memory_s) {
+    return {.prior = {.saturation_tokens = step_tokens},
+            .min_saturation_tokens = std::min(step_tokens, kShortestSaturation),
+            .max_saturation_tokens = step_tokens,
+            .memory_s = memory_s};
+  }
+
   mutable std::mutex mutex_;
-  scheduler::LatencyLearner learner_;  // guarded by mutex_
+  scheduler::LatencyLearner recent_, usual_;  // guarded by mutex_
 };
 
 }  // namespace tandem::workers

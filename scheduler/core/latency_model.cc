@@ -7,10 +7,10 @@
 namespace tandem::scheduler {
 namespace {
 
-/// What is remembered: a sample counts half after steps of 2.8 s in all that tell the same, or
-/// after 46 long ones. By time, since what else runs on the machine comes and goes with time: a
-/// thousand short steps may all be of the same bad second.
-constexpr double kMemoryS = 4, kMostForgotten = 0.015, kLeastForgotten = 1e-4;
+/// Of what is known, the least and the most that a step replaces, with the usual memory: that is a
+/// matter of time, since what else runs on the machine comes and goes with time (a thousand short
+/// steps may all be of the same bad second), but 46 long steps are enough, too.
+constexpr double kMostForgotten = 0.015, kLeastForgotten = 1e-4;
 /// Of an error, the share that is believed to be all coefficients', by what a sample makes
 /// forgotten: a machine that has become slower is slower at everything.
 constexpr double kCommon = 1.3;
@@ -25,9 +25,7 @@ constexpr double kSmallestSpread = 0.02;
 constexpr double kSpread = 3;
 /// Samples of a batch size that weigh as much as the belief that it is like the others.
 constexpr double kFactorPrior = 8;
-/// A batch size that was not seen for so long is half believed to be like the others again; how
-/// often that is looked at, in steps.
-constexpr double kUnseenS = 4;
+/// How often batch sizes that are not seen any more are looked at, in steps.
 constexpr uint32_t kLookEvery = 64;
 /// A step of L_m tokens reaches so much of the device's highest rate.
 constexpr double kSaturated = 0.9;
@@ -39,9 +37,9 @@ constexpr double kNothing = 1e-12;  // seconds; below it a time is not a time
 
 using Row = CostFit::Row;
 
-/// The share of what is known that a step of so many seconds replaces.
-double Forgotten(double seconds) {
-  return std::clamp(seconds / kMemoryS, kLeastForgotten, kMostForgotten);
+double ForgottenBy(double seconds, double memory_s) {
+  return std::clamp(seconds / CostFit::kMemoryS, kLeastForgotten, kMostForgotten) *
+         CostFit::kMemoryS / memory_s;
 }
 
 double Dot(const Row& a, const Row& b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
@@ -76,6 +74,8 @@ double LatencyModel::PromptSeconds(uint64_t n_tokens, uint64_t first_position) c
 }
 
 double CostFit::Predict(const Row& row) const { return Dot(coefficients_, row); }
+
+double CostFit::Forgotten(double seconds) const { return ForgottenBy(seconds, memory_s_); }
 
 void CostFit::Observe(const Row& row, double seconds) {
   if (!(seconds > kNothing) || !std::isfinite(seconds)) return;
@@ -167,9 +167,11 @@ void CostFit::Restore(State state, double most_samples) {
 LatencyLearner::LatencyLearner(const Options& options)
     : options_(options),
       model_(options.prior),
-      prefill_({model_.prefill.base_s, model_.prefill.per_token_s, model_.prefill.per_position_s}),
+      prefill_({model_.prefill.base_s, model_.prefill.per_token_s, model_.prefill.per_position_s},
+               options.memory_s),
       decode_({model_.decode.base_s, model_.decode.per_sequence_s,
-               model_.decode.per_context_token_s}) {}
+               model_.decode.per_context_token_s},
+              options.memory_s) {}
 
 void LatencyLearner::ObservePrefill(uint64_t n_tokens, double position_sum, double seconds) {
   if (n_tokens == 0 || prefill_steps_++ < options_.warm_up_steps) return;
@@ -202,7 +204,7 @@ void LatencyLearner::ObserveDecode(uint32_t n_sequences, uint64_t context_tokens
   if (n_sequences >= DecodeCost::kFactors || model_.decode_samples < kOutliersFrom) return;
   Factor& factor = factors_[n_sequences];
   const double ratio = std::clamp(seconds / decode_.Predict(row), 0.25, 4.0);
-  factor.weight = factor.weight * (1 - Forgotten(seconds)) + 1;
+  factor.weight = factor.weight * (1 - ForgottenBy(seconds, options_.memory_s)) + 1;
   factor.ratio += std::clamp(ratio - factor.ratio, -1.0, 1.0) / factor.weight;
   factor.seen_at_s = decode_s_;
   TakeFactor(n_sequences);
@@ -219,7 +221,7 @@ void LatencyLearner::TakeDecode() {
 void LatencyLearner::TakeFactor(uint32_t n_sequences) {
   const Factor& factor = factors_[n_sequences];
   const double known = factor.weight / (factor.weight + kFactorPrior) *
-                       std::exp2((factor.seen_at_s - decode_s_) / kUnseenS);
+                       std::exp2((factor.seen_at_s - decode_s_) / options_.memory_s);
   model_.decode.factor[n_sequences] = static_cast<float>(1 + (factor.ratio - 1) * known);
 }
 

@@ -85,7 +85,11 @@ struct LatencyModel {
 class CostFit {
  public:
   using Row = std::array<double, 3>;
-  explicit CostFit(Row prior) : prior_(prior), coefficients_(prior) {}
+  /// So that what else runs on the machine is followed as it comes and goes.
+  static constexpr double kMemoryS = 4;
+  /// `memory_s`: a sample counts half after steps of 0.7 times that in all that tell the same.
+  explicit CostFit(Row prior, double memory_s = kMemoryS)
+      : memory_s_(memory_s), prior_(prior), coefficients_(prior) {}
 
   /// `row`: what the coefficients are multiplied with.
   void Observe(const Row& row, double seconds);
@@ -107,10 +111,13 @@ class CostFit {
   void Restore(State state, double most_samples);
 
  private:
+  /// The share of what is known that a step of so many seconds replaces.
+  double Forgotten(double seconds) const;
   // Of what is known about `row`; what is known besides stays.
   void Forget(const Row& row);
   void Solve();
 
+  double memory_s_;
   Row prior_;
   Row coefficients_;
   std::array<Row, 3> matrix_{};  // Σ row rowᵀ / seconds²
@@ -129,6 +136,9 @@ class LatencyLearner {
     uint32_t warm_up_steps = 3;
     uint32_t min_saturation_tokens = 64;
     uint32_t max_saturation_tokens = 2048;
+    /// See CostFit. A batch size that was not seen for so many seconds of steps is half believed to
+    /// be like the others again.
+    double memory_s = CostFit::kMemoryS;
   };
   LatencyLearner() : LatencyLearner(Options()) {}
   explicit LatencyLearner(const Options& options);
