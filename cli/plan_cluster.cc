@@ -113,6 +113,7 @@ void ForEachKey(planner::WorkerSpeed& speed, const Visit& visit) {
   visit("kv_capacity_tokens", 1, 1e12, speed.kv_capacity_tokens, true);
   visit("max_sequences", 1, 4096, speed.max_sequences, false);
   visit("prefill_sequences", 1, 4096, speed.prefill_sequences, false);
+  visit("step_tokens", 1, 1e6, speed.step_tokens, false);
 }
 
 /// The same of a link.

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "scheduler/core/prefill_policy.h"
 
 namespace tandem::server {
 
@@ -82,7 +83,7 @@ struct Config {
   std::vector<int32_t> cpus;
   int32_t gpu_layers = -1;
   uint32_t max_queued = 256;
-  uint32_t prefill_overtake_tokens = 1024;
+  uint32_t prefill_overtake_tokens = scheduler::kDefaultOvertakeTokens;
   uint32_t decode_kv_tokens = 0;
   uint64_t parked_bytes = 256 << 20;
   uint64_t handoff_buffer_bytes = 1 << 30;

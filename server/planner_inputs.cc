@@ -26,6 +26,7 @@ planner::WorkerSpeed SpeedFrom(const v1::WorkerInfo& info, const v1::LatencyMode
   if (info.decode_kv_tokens() > 0) speed.kv_capacity_tokens = info.decode_kv_tokens();
   if (info.decode_sequences() > 0) speed.max_sequences = info.decode_sequences();
   if (info.prefill_sequences() > 0) speed.prefill_sequences = info.prefill_sequences();
+  if (info.step_tokens() > 0) speed.step_tokens = info.step_tokens();
   return speed;
 }
 

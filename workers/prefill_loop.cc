@@ -349,9 +349,7 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
     progress.push_back(&active->progress);
   }
   const scheduler::LatencyModel model = speed_->model();
-  uint32_t budget = engine_->options().step_tokens;
-  // More tokens than saturate the engine would only delay the first of several prompts.
-  if (n_ready > 1) budget = std::min(budget, model.saturation_tokens);
+  uint32_t budget = scheduler::StepTokens(n_ready, engine_->options().step_tokens, model);
   if (others && first_tenants < budget) {
     budget = scheduler::PieceTokens(
         model.prefill, first_position,

@@ -427,6 +427,7 @@ v1::WorkerInfo Worker::Info() const {
                                 : uint64_t{options_.decode_engine.max_sequences} *
                                       options_.decode_engine.context_tokens);
   info.set_prefill_sequences(options_.prefill_sequences);
+  info.set_step_tokens(options_.prefill_engine.step_tokens);
   const v1::WorkerLoad load = Load();
   const v1::PhaseLoad& main = options_.phase == v1::PHASE_PREFILL ? load.prefill() : load.decode();
   info.set_max_sequences(main.max_sequences());

@@ -59,7 +59,7 @@ struct WorkerOptions {
   absl::Duration tpot_objective = absl::Milliseconds(100);
   /// Prompts computed at once; the engine's further sequences (prefill) retain those that are done.
   uint32_t prefill_sequences = 8;
-  uint32_t prefill_overtake_tokens = 1024;
+  uint32_t prefill_overtake_tokens = scheduler::kDefaultOvertakeTokens;
   /// See DecodeLoop::Options and ParkingLot::Options.
   uint64_t decode_kv_tokens = 0;
   uint64_t parked_bytes = uint64_t{256} << 20;

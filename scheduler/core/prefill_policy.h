@@ -3,6 +3,7 @@
 // prefill loop and by the simulator. Pure functions.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -10,6 +11,9 @@
 #include "scheduler/core/latency_model.h"
 
 namespace tandem::scheduler {
+
+/// How many tokens of prompts that came later may be computed before one's own, unless configured.
+inline constexpr uint32_t kDefaultOvertakeTokens = 1024;
 
 /// A prompt that may be computed. The caller keeps it from arrival to last token; the policy
 /// changes `overtaken_tokens` alone.
@@ -38,6 +42,13 @@ struct PrefillPiece {
 /// can be computed now.
 std::vector<PrefillPiece> PlanPrefillStep(std::span<PromptProgress* const> prompts,
                                           uint32_t step_tokens, uint64_t overtake_tokens);
+
+/// The most tokens of a step over `n_ready` prompts, for an engine whose steps have room for
+/// `engine_tokens`: more than saturate it would only delay the first of several prompts, and cost a
+/// lone one what each further step costs by itself.
+inline uint32_t StepTokens(size_t n_ready, uint32_t engine_tokens, const LatencyModel& latency) {
+  return n_ready > 1 ? std::min(engine_tokens, latency.saturation_tokens) : engine_tokens;
+}
 
 /// The most tokens from `first_position` on that a step of `budget_s` seconds can compute; never
 /// less than `min_tokens`, so that prefill always makes progress, nor more than `max_tokens`. An

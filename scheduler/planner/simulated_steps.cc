@@ -208,7 +208,8 @@ void Simulation::BeginPrefillStep(Index w, double budget_s) {
   const scheduler::LatencyModel& latency = worker.spec.speed.latency;
   progress_.clear();
   for (const Index r : worker.prompts) progress_.push_back(&requests_[r].progress);
-  const uint32_t most = latency.saturation_tokens;
+  const uint32_t most =
+      scheduler::StepTokens(progress_.size(), worker.spec.speed.StepTokens(), latency);
   const uint32_t tokens =
       scheduler::PieceTokens(latency.prefill, progress_[0]->computed_tokens, budget_s,
                              std::min(scheduler::UsefulPieceTokens(latency.prefill), most), most);

@@ -4,6 +4,7 @@
 // thread-safe.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -14,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "scheduler/core/dispatcher.h"
 #include "scheduler/core/latency_model.h"
+#include "scheduler/core/prefill_policy.h"
 #include "scheduler/planner/link_flows.h"
 #include "scheduler/planner/statistics.h"
 #include "scheduler/planner/workload.h"
@@ -32,6 +34,9 @@ struct WorkerSpeed {
   uint64_t kv_capacity_tokens = 65'536;
   /// Sequences in a decode step, and prompts that are computed at a time.
   uint32_t max_sequences = 16, prefill_sequences = 8;
+  /// Prompt tokens that a step has room for; as many as saturate the device, at least.
+  uint32_t step_tokens = 512;
+  uint32_t StepTokens() const { return std::max(step_tokens, latency.saturation_tokens); }
   bool operator==(const WorkerSpeed&) const = default;
 };
 
@@ -60,7 +65,7 @@ struct SimulatorOptions {
   double request_overhead_s = 0;
   double report_interval_s = 0.25;
   /// scheduler::PlanPrefillStep.
-  uint64_t overtake_tokens = 0;
+  uint64_t overtake_tokens = scheduler::kDefaultOvertakeTokens;
   /// scheduler::HasRoom.
   double dispatch_ahead_steps = 2;
   /// Decode workers compute prompts, too, where dispatch finds that better.
@@ -119,7 +124,7 @@ struct SimulationResult {
 ///
 /// A request waits in the router until dispatch finds room (scheduler::HasRoom), in order of
 /// arrival; then at the worker that dispatch chose until a place and KV room are free, and is
-/// computed in steps of at most `saturation_tokens`. When it begins the decode worker hears of it,
+/// computed in steps of at most scheduler::StepTokens. When it begins the decode worker hears of it,
 /// and pulls its KV as soon as it has room: while the prompt is computed, except for the last
 /// chunk, which leaves when it is. A prefill worker keeps KV until it is pulled, so that bursts
 /// wait there. Mixed workers take turns by the rule of scheduler/core/turn_policy.h, as the

@@ -40,6 +40,7 @@ TEST(ClusterYaml, IsReadAsItWasWritten) {
   cluster.nodes[1].speed.kv_capacity_tokens = 12'345;
   cluster.nodes[1].speed.max_sequences = 7;
   cluster.nodes[1].speed.prefill_sequences = 3;
+  cluster.nodes[1].speed.step_tokens = 256;
   cluster.nodes[1].speed.latency.saturation_tokens = 192;
   cluster.nodes[1].speed.latency.decode.factor[2] = 1.5F;
   cluster.nodes[1].speed.latency.decode.factor[32] = 0.25F;

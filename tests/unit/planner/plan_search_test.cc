@@ -78,7 +78,7 @@ TEST(SearchPlan, IsTheSameWithAnyNumberOfThreads) {
 }
 
 TEST(SearchPlan, TightTokensDisaggregateAndSlowLinksDoNot) {
-  PlanTask task = Task({{.name = "a", .count = 4, .speed = Speed()}}, "chat", 0.4, 0.03);
+  PlanTask task = Task({{.name = "a", .count = 4, .speed = Speed()}}, "chat", 0.4, 0.035);
   const auto fast = SearchPlan(task, kGoOn);
   task.links[0].bytes_per_s = 1e6;
   const auto slow = SearchPlan(task, kGoOn);

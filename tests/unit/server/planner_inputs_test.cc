@@ -85,6 +85,17 @@ TEST(ClusterFrom, TakesSpeedsAndLinksAsMeasured) {
   EXPECT_EQ(cluster.links[0].link.rtt_s, 0);
 }
 
+TEST(ClusterFrom, TakesTheSpeedThatIsUsualNotThatOfTheLastSeconds) {
+  std::vector<v1::WorkerState> workers = {Worker("a", v1::PHASE_PREFILL)};
+  v1::WorkerLoad& load = *workers[0].mutable_load();
+  for (auto [latency, base_s] :
+       {std::pair(load.mutable_latency(), 0.3), std::pair(load.mutable_usual_latency(), 0.1)}) {
+    latency->set_prefill_base_s(base_s);
+    latency->set_prefill_samples(7);
+  }
+  EXPECT_EQ(ClusterFrom(workers, absl::Seconds(5)).nodes[0].speed.latency.prefill.base_s, 0.1);
+}
+
 TEST(ToProto, TellsADecisionWithItsAge) {
   const planner::PlanDecision decision = {
       .at_s = 10,

@@ -84,6 +84,27 @@ TEST(LatencyLearnerTest, ABadMomentOfManyShortStepsMovesLittle) {
   EXPECT_NEAR(cost.StepSeconds(1, 500), 3e-3, 0.2e-3);
 }
 
+TEST(LatencyLearnerTest, ALongMemoryOutlastsABadMoment) {
+  LatencyLearner recent, usual({.memory_s = 60});
+  std::mt19937_64 random(11);
+  auto observe = [&](double for_s, double step_s) {
+    for (double s = 0; s < for_s;) {
+      const double seconds = step_s * Noise(random);
+      for (LatencyLearner* learner : {&recent, &usual}) learner->ObserveDecode(1, 500, seconds);
+      s += seconds;
+    }
+  };
+  auto step_s = [](const LatencyLearner& learner) {
+    return learner.model().decode.StepSeconds(1, 500);
+  };
+  observe(60, 1e-3);
+  observe(5, 3e-3);
+  EXPECT_GT(step_s(recent), 2e-3);
+  EXPECT_LT(step_s(usual), 1.4e-3);
+  observe(200, 3e-3);
+  EXPECT_NEAR(step_s(usual), 3e-3, 0.3e-3) << "what lasts is learned";
+}
+
 TEST(LatencyLearnerTest, StepsThatAreOftenDisturbedCountWithTheirMean) {
   LatencyLearner learner;
   std::mt19937_64 random(10);
