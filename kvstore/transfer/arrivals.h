@@ -36,18 +36,22 @@ class Arrivals {
   }
 
   /// The last third: a token bucket's burst and TCP's slow start are before it. Nothing when too
-  /// little is known.
+  /// little is known: so when most of that third had come together with what was before it. What
+  /// came then came after a pause of the sender's, which had no core, or nothing to send.
   Timed Tail() const {
     if (moments_.size() < 2) return {};
     const Moment& last = moments_.back();
     const auto first = std::find_if(moments_.begin(), moments_.end(), [&](const Moment& moment) {
       return moment.bytes * 3 >= last.bytes * 2;
     });
+    if ((last.bytes - first->bytes) * kLeastPart < last.bytes) return {};
     return {last.bytes - first->bytes, std::chrono::duration<double>(last.at - first->at).count()};
   }
 
  private:
   static constexpr size_t kMoments = 512, kFewMoments = 16;
+  /// A tail is one part of so many of all bytes, at least.
+  static constexpr uint64_t kLeastPart = 6;
   struct Moment {
     Clock::time_point at;
     uint64_t bytes;

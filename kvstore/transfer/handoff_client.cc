@@ -30,8 +30,6 @@ struct PullJob : PeerUse {
   std::string handoff_id;
   KvSink* sink = nullptr;
   HandoffClient::PullCallback done;
-  /// What arrived while the link was busy, and was not told to the links yet.
-  Timed arrived;
 };
 using JobPtr = std::shared_ptr<PullJob>;
 
@@ -201,13 +199,9 @@ asio::awaitable<absl::Status> Client::ReadBody(PullJob& job,
   job.peer->StartTiming();
   CO_RETURN_IF_ERROR(co_await job.peer->ReadBody(std::move(spans), options_.silence_timeout));
   const Timed tail = job.peer->StopTiming();
-  if (options_.links == nullptr || !LinkTable::PastStart(tail, job.peer->send_state().rtt_s)) {
-    co_return absl::OkStatus();
+  if (options_.links != nullptr && LinkTable::PastStart(tail, job.peer->send_state().rtt_s)) {
+    options_.links->AddPart(job.address, tail, absl::Now());
   }
-  // On a fast link it takes several chunks to see how fast it is.
-  job.arrived.bytes += tail.bytes;
-  job.arrived.seconds += tail.seconds;
-  if (options_.links->AddRate(job.address, job.arrived, absl::Now())) job.arrived = {};
   co_return absl::OkStatus();
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace tandem::kvstore {
 namespace {
@@ -41,7 +42,27 @@ bool LinkTable::AddRate(const std::string& address, Timed arrived, absl::Time no
   std::lock_guard lock(mutex_);
   const auto known = links_.find(address);
   if (known != links_.end() && !PastStart(arrived, RttOf(known->second))) return false;
+  TakeRate(address, Touch(address, now), arrived, now);
+  return true;
+}
+
+bool LinkTable::AddPart(const std::string& address, Timed arrived, absl::Time now) {
+  if (arrived.bytes == 0) return false;
+  std::lock_guard lock(mutex_);
   Link& link = Touch(address, now);
+  if (!PastStart(arrived, RttOf(link))) return false;
+  if (link.parts.bytes == 0 || now - link.parts_since > kForgotten) {
+    link.parts = {};
+    link.parts_since = now;
+  }
+  link.parts.bytes += arrived.bytes;
+  link.parts.seconds += arrived.seconds;
+  if (link.parts.seconds < kLeastSeconds) return false;
+  TakeRate(address, link, std::exchange(link.parts, {}), now);
+  return true;
+}
+
+void LinkTable::TakeRate(const std::string& address, Link& link, Timed arrived, absl::Time now) {
   const absl::Duration since =
       link.rates.empty() ? absl::ZeroDuration() : now - link.rates.back().at;
   link.rates.push_back({static_cast<double>(arrived.bytes) / arrived.seconds, now});
@@ -56,7 +77,6 @@ bool LinkTable::AddRate(const std::string& address, Timed arrived, absl::Time no
                                    1 / static_cast<double>(link.samples));
     link.usual_bytes_per_s *= std::pow(rate / link.usual_bytes_per_s, std::min(1.0, weight));
   }
-  return true;
 }
 
 void LinkTable::AddRtt(const std::string& address, double rtt_s, absl::Time now) {

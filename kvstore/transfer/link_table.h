@@ -56,6 +56,9 @@ class LinkTable {
 
   /// What arrived in so much time while the link was busy. False when it does not tell enough.
   bool AddRate(const std::string& address, Timed arrived, absl::Time now);
+  /// The same of one chunk of a pull: on a fast link it takes several, also of several pulls, to
+  /// tell enough.
+  bool AddPart(const std::string& address, Timed arrived, absl::Time now);
   /// A round trip of just now.
   void AddRtt(const std::string& address, double rtt_s, absl::Time now);
   /// The least round trip of the last minutes, for when there is no better one.
@@ -78,11 +81,15 @@ class LinkTable {
   };
   struct Link {
     std::deque<Sample> rates, rtts;
+    /// Of pulls, and not among the rates yet; since when.
+    Timed parts;
+    absl::Time parts_since;
     double usual_bytes_per_s = 0, reverse_bytes_per_s = 0;
     absl::Time measured, reverse_told = absl::InfinitePast();
     uint64_t samples = 0, probe_bytes = 0;
     bool relayed = false;
   };
+  void TakeRate(const std::string& address, Link& link, Timed arrived, absl::Time now);
   Link& Touch(const std::string& address, absl::Time now);
   static double RttOf(const Link& link);
   static LinkEstimate Estimate(const std::string& address, const Link& link, absl::Time now);

@@ -61,6 +61,23 @@ TEST_F(LinkTableTest, WhatWasShortTellsNothing) {
   EXPECT_EQ(links_.RateMeasured(kA), now_);
 }
 
+TEST_F(LinkTableTest, ChunksOfSeveralPullsTellTogether) {
+  // A third of 1 MB at 2 GB/s: none by itself takes long enough.
+  const Timed part = {330'000, 165e-6};
+  int n = 0;
+  while (!links_.AddPart(kA, part, now_)) {
+    now_ += absl::Milliseconds(100);
+    ASSERT_LT(++n, 20);
+  }
+  EXPECT_NEAR(MbPerS(), 2000, 1);
+  EXPECT_EQ(Get().samples, 1u);
+  // What came long ago is not added to.
+  EXPECT_FALSE(links_.AddPart(kA, {kMB, 0.9 * LinkTable::kLeastSeconds}, now_));
+  now_ += absl::Minutes(2);
+  EXPECT_FALSE(links_.AddPart(kA, part, now_));
+  EXPECT_FALSE(links_.AddPart(kA, {0, 1}, now_));
+}
+
 TEST_F(LinkTableTest, ConfidenceGrowsWithAgreementAndFadesWithAge) {
   EXPECT_EQ(Get().confidence, 0);
   Measure(10);
@@ -136,6 +153,14 @@ TEST(ArrivalsTest, TheTailIsTheLinksOwnRate) {
     EXPECT_NEAR(static_cast<double>(tail.bytes) / tail.seconds, 1e6, 1) << packets;
     EXPECT_NEAR(static_cast<double>(tail.bytes), packets * bytes / 3.0, 0.02 * packets * bytes);
   }
+}
+
+TEST(ArrivalsTest, ASendersPauseIsNotTheLinks) {
+  Arrivals arrivals;
+  const Arrivals::Clock::time_point start;
+  arrivals.Add(990'000, true, start + std::chrono::milliseconds(1));
+  arrivals.Add(10'000, true, start + std::chrono::milliseconds(17));
+  EXPECT_EQ(arrivals.Tail().bytes, 0u) << "10 kB in 16 ms";
 }
 
 TEST(ArrivalsTest, AReaderThatIsBehindTellsNothing) {
