@@ -34,14 +34,15 @@ planner::Node NodeFrom(const v1::WorkerState& worker) {
   const v1::WorkerInfo& info = worker.info();
   const v1::WorkerLoad& load = worker.load();
   const bool changing = load.changing_to() != v1::PHASE_UNSPECIFIED;
-  return {.worker_id = info.worker_id(),
-          .name = info.name(),
-          .phase = FromProto(changing ? load.changing_to() : load.phase()),
-          .changing = changing,
-          .movable = load.phase_planned() && !info.phase_pinned(),
-          .assigned = !load.phase_unassigned(),
-          .requests = load.running() + load.waiting(),
-          .speed = SpeedFrom(info, load.has_usual_latency() ? load.usual_latency() : load.latency())};
+  return {
+      .worker_id = info.worker_id(),
+      .name = info.name(),
+      .phase = FromProto(changing ? load.changing_to() : load.phase()),
+      .changing = changing,
+      .movable = load.phase_planned() && !info.phase_pinned(),
+      .assigned = !load.phase_unassigned(),
+      .requests = load.running() + load.waiting(),
+      .speed = SpeedFrom(info, load.has_usual_latency() ? load.usual_latency() : load.latency())};
 }
 
 }  // namespace

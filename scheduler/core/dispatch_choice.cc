@@ -407,8 +407,8 @@ void Dispatcher::Choice::KeepBestPrefills() {
 }
 
 /// Of each worker a step with the sequence in it, how long that waits for a place, and the lowest
-/// score of its TPOT, with KV that is there at once; ages for one that takes no sequence. Plain loops
-/// over columns, too: with few enough columns each for compilers to see that they are apart.
+/// score of its TPOT, with KV that is there at once; ages for one that takes no sequence. Plain
+/// loops over columns, too: with few enough columns each for compilers to see that they are apart.
 void Dispatcher::Choice::PredictDecodes() {
   const size_t n_workers = d_.hot_.size();
   s_.step_s.resize(n_workers);
@@ -468,8 +468,8 @@ double Dispatcher::Choice::TpotSeconds(const DecodeSide& decode, double handoff_
 double Dispatcher::Choice::PairScore(const Side& prefill, const DecodeSide& decode) const {
   const double handoff_s = HandoffSeconds(prefill.compute_s, prefill.worker, decode.worker);
   return prefill.score + Term(TpotSeconds(decode, handoff_s) * per_tpot_objective_) +
-         decode.penalty +
-         PairPenalty(prefill.worker, decode.worker) + LeavingPenalty(prefill.worker, decode.worker);
+         decode.penalty + PairPenalty(prefill.worker, decode.worker) +
+         LeavingPenalty(prefill.worker, decode.worker);
 }
 
 void Dispatcher::Choice::ScorePairs() {

@@ -169,9 +169,9 @@ LatencyLearner::LatencyLearner(const Options& options)
       model_(options.prior),
       prefill_({model_.prefill.base_s, model_.prefill.per_token_s, model_.prefill.per_position_s},
                options.memory_s),
-      decode_({model_.decode.base_s, model_.decode.per_sequence_s,
-               model_.decode.per_context_token_s},
-              options.memory_s) {}
+      decode_(
+          {model_.decode.base_s, model_.decode.per_sequence_s, model_.decode.per_context_token_s},
+          options.memory_s) {}
 
 void LatencyLearner::ObservePrefill(uint64_t n_tokens, double position_sum, double seconds) {
   if (n_tokens == 0 || prefill_steps_++ < options_.warm_up_steps) return;

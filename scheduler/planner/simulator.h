@@ -124,8 +124,8 @@ struct SimulationResult {
 ///
 /// A request waits in the router until dispatch finds room (scheduler::HasRoom), in order of
 /// arrival; then at the worker that dispatch chose until a place and KV room are free, and is
-/// computed in steps of at most scheduler::StepTokens. When it begins the decode worker hears of it,
-/// and pulls its KV as soon as it has room: while the prompt is computed, except for the last
+/// computed in steps of at most scheduler::StepTokens. When it begins the decode worker hears of
+/// it, and pulls its KV as soon as it has room: while the prompt is computed, except for the last
 /// chunk, which leaves when it is. A prefill worker keeps KV until it is pulled, so that bursts
 /// wait there. Mixed workers take turns by the rule of scheduler/core/turn_policy.h, as the
 /// daemon's. INVALID_ARGUMENT when there is no worker, or one of a phase only, a node that the
