@@ -7,9 +7,9 @@
 namespace tandem::scheduler {
 namespace {
 
-/// Of what is known, the least and the most that a step replaces, with the usual memory: that is a
-/// matter of time, since what else runs on the machine comes and goes with time (a thousand short
-/// steps may all be of the same bad second), but 46 long steps are enough, too.
+/// Of what is known, the least and the most that a step replaces, with a memory of kMemoryS: that
+/// is a matter of time, since what else runs on the machine comes and goes with time (a thousand
+/// short steps may all be of the same bad second), but 46 long steps are enough, too.
 constexpr double kMostForgotten = 0.015, kLeastForgotten = 1e-4;
 /// Of an error, the share that is believed to be all coefficients', by what a sample makes
 /// forgotten: a machine that has become slower is slower at everything.
@@ -37,6 +37,7 @@ constexpr double kNothing = 1e-12;  // seconds; below it a time is not a time
 
 using Row = CostFit::Row;
 
+/// The share of what is known that a step of so many seconds replaces.
 double ForgottenBy(double seconds, double memory_s) {
   return std::clamp(seconds / CostFit::kMemoryS, kLeastForgotten, kMostForgotten) *
          CostFit::kMemoryS / memory_s;

@@ -111,7 +111,7 @@ class CostFit {
   void Restore(State state, double most_samples);
 
  private:
-  /// The share of what is known that a step of so many seconds replaces.
+  // With the fit's own memory.
   double Forgotten(double seconds) const;
   // Of what is known about `row`; what is known besides stays.
   void Forget(const Row& row);
