@@ -226,9 +226,9 @@ class Dispatcher {
     // Its own prompts' work; sequences that are not there yet, whose KV shares the way in.
     std::vector<double> prefill_ahead_s, coming;
   };
-  /// A Link as choices use it: small, for there is one for every two workers.
+  /// A Link as choices use it: they multiply.
   struct Way {
-    float s_per_byte = 0, rtt_s = 0;
+    double s_per_byte = 0, rtt_s = 0;
   };
   class Choice;
   /// A choice's vectors, kept from one to the next.
@@ -238,8 +238,7 @@ class Dispatcher {
   void RefreshPrefill(WorkerIndex worker, double step_s);
   void RefreshDecode(WorkerIndex worker);
   static Way WayOf(const Link& link) {
-    return {.s_per_byte = static_cast<float>(1 / link.bytes_per_s),
-            .rtt_s = static_cast<float>(link.rtt_s)};
+    return {.s_per_byte = 1 / link.bytes_per_s, .rtt_s = link.rtt_s};
   }
   Way WayBetween(WorkerIndex from, WorkerIndex to) const;
   Worker* Find(const Part& part);

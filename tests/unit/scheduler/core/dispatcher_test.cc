@@ -198,7 +198,7 @@ TEST_F(DispatcherTest, KvThatIsOnItsWaySharesTheLink) {
   work.excluded = {quiet};
   const Candidate shared = Choose(work);
   EXPECT_EQ(shared.decode, busy);
-  EXPECT_NEAR(shared.handoff_s, 4 * 0.1, 1e-6) << "100 kB at a quarter of 1 MB/s";
+  EXPECT_NEAR(shared.handoff_s, 4 * 0.1, 1e-9) << "100 kB at a quarter of 1 MB/s";
 }
 
 TEST_F(DispatcherTest, APlaceIsNeededOnlyWhenThePromptIsComputed) {
