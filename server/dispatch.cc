@@ -1,27 +1,19 @@
 #include "server/dispatch.h"
 
 #include <algorithm>
-#include <random>
 #include <type_traits>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "base/random_bytes.h"
 #include "base/status.h"
 #include "server/router.h"
 
 namespace tandem::server {
 namespace {
 
-std::string NewHandoffId() {
-  std::random_device random;
-  std::string id(16, '\0');
-  for (size_t i = 0; i < id.size(); i += 4) {
-    const uint32_t word = random();
-    std::copy_n(reinterpret_cast<const char*>(&word), 4, &id[i]);
-  }
-  return id;
-}
+constexpr size_t kHandoffIdBytes = 16;
 
 /// The worker is well and does not want the sequence: it has another phase, or will have.
 bool GivenBack(const grpc::Status& status) {
@@ -41,9 +33,11 @@ Dispatch::Dispatch(RouterCore* core, std::shared_ptr<DispatchOwner> owner, Dispa
       pair_(std::move(pair)),
       reserved_(order_.max_tokens > 1),
       data_address_(pair_.prefill.data_address()),
-      handoff_id_(NewHandoffId()),
+      handoff_id_(RandomBytes(kHandoffIdBytes)),
       prompt_tokens_(owner_->Context().size()),
       max_tokens_(order_.max_tokens) {}
+
+Dispatch::~Dispatch() { core_->steps().Remove(step_sequence_); }
 
 /// Makes the leg's stream, and counts it as one of the worker's. The callbacks hold this object.
 template <typename Event>
@@ -121,6 +115,14 @@ bool Dispatch::StartDecode() {
   message.set_max_tokens(max_tokens_);
   message.set_data_address(data_address_);
   message.set_handoff_id(handoff_id_);
+  core_->steps().Remove(step_sequence_);
+  StepStreams::Place steps = core_->steps().Add(pair_.decode.worker_id(), stub, weak_from_this());
+  message.set_step_stream(std::move(steps.step_stream));
+  message.set_step_sequence(steps.sequence);
+  step_sequence_ = steps.sequence;
+  step_tokens_ = 0;
+  steps_broken_ = false;
+  last_event_.reset();
   decode_ = {.worker = pair_.decode, .assignment = pair_.assignment};
   Open(decode_, &Dispatch::OnDecodeEvent, &Dispatch::OnDecodeDone);
   reserved_ = false;  // from here on the stream's end releases it
@@ -141,6 +143,7 @@ bool Dispatch::DecodeAt(scheduler::Pair pair, uint32_t number) {
 void Dispatch::Drop() {
   if (dropped_) return;
   dropped_ = true;
+  core_->steps().Remove(step_sequence_);
   ReleaseReserved();
   if (ends_by_itself_) return;
   if (prefill_.stream != nullptr) prefill_.stream->Cancel();
@@ -178,6 +181,35 @@ void Dispatch::OnPrefillEvent(const WorkerStream<v1::PrefillEvent>*, v1::Prefill
 
 void Dispatch::OnDecodeEvent(const WorkerStream<v1::DecodeEvent>* stream, v1::DecodeEvent& event) {
   if (over() || stream != decode_.stream.get()) return;
+  if (event.step_tokens() <= step_tokens_) return Accept(event);
+  last_event_ = std::move(event);
+  if (steps_broken_) LoseTokens();
+}
+
+void Dispatch::OnStepToken(uint64_t sequence, int32_t token) {
+  std::lock_guard lock(owner_->mutex());
+  if (over() || sequence != step_sequence_) return;
+  ++step_tokens_;
+  v1::DecodeEvent event;
+  event.add_tokens(token);
+  Accept(event);
+  if (over() || !last_event_ || last_event_->step_tokens() > step_tokens_) return;
+  Accept(*std::exchange(last_event_, std::nullopt));
+}
+
+void Dispatch::OnStepsBroken(uint64_t sequence) {
+  std::lock_guard lock(owner_->mutex());
+  if (over() || sequence != step_sequence_) return;
+  steps_broken_ = true;
+  if (last_event_) LoseTokens();
+}
+
+void Dispatch::LoseTokens() {
+  Lose(LossCause::kBroken, v1::PHASE_DECODE, pair_.decode,
+       absl::UnavailableError("its step stream ended before all tokens had come"));
+}
+
+void Dispatch::Accept(const v1::DecodeEvent& event) {
   // The decode worker's message overtook the prefill worker's; but what was never pulled can move.
   const bool can_wait = !event.has_moving() || !event.moving().handoff_id().empty();
   if (!has_first_token_ && can_wait) return early_.MergeFrom(event);
@@ -203,7 +235,7 @@ void Dispatch::TakeDecoded(const v1::DecodeEvent& event) {
     data_address_ = moving.data_address();
     handoff_id_ = moving.handoff_id();
   }
-  leaving_.push_back(std::exchange(decode_, {}));
+  if (decode_.stream != nullptr) leaving_.push_back(std::exchange(decode_, {}));
   owner_->OnMoving(event.moving());
 }
 
@@ -224,8 +256,8 @@ void Dispatch::OnDecodeDone(DecodeLeg leg, const grpc::Status& status) {
   std::erase_if(leaving_, [&](const DecodeLeg& each) { return each.stream == leg.stream; });
   const bool current = decode_.stream == leg.stream;
   if (current) decode_ = {};
-  // An answer that waits for the first token's message is one.
-  const bool answered = early_.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+  // An answer that waits for the first token's message, or for other tokens, is one.
+  const bool answered = early_.finish_reason() != v1::FINISH_REASON_UNSPECIFIED || last_event_;
   if (over() || !current || (status.ok() && answered)) return;
   absl::Status result =
       status.ok() ? absl::InternalError("it ended without an answer") : FromGrpc(status);

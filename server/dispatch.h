@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "kvstore/chunk.h"
 #include "scheduler/cluster_view.h"
 #include "server/open_streams.h"
+#include "server/step_streams.h"
 #include "server/worker_stream.h"
 #include "tandem/v1/worker.pb.h"
 
@@ -87,11 +89,12 @@ struct DispatchOrder {
 ///
 /// The prefill worker's end no longer matters once the decode worker has given a token: then it has
 /// the KV. Everything is called with the owner's mutex held. It lives until its streams have ended.
-class Dispatch final : public std::enable_shared_from_this<Dispatch> {
+class Dispatch final : public StepListener, public std::enable_shared_from_this<Dispatch> {
  public:
   /// `pair` is assigned to it, and released by it, whatever happens.
   Dispatch(RouterCore* core, std::shared_ptr<DispatchOwner> owner, DispatchOrder order,
            scheduler::Pair pair);
+  ~Dispatch() override;
 
   /// Calls the prefill worker. False: it has just left.
   [[nodiscard]] bool Start();
@@ -120,10 +123,15 @@ class Dispatch final : public std::enable_shared_from_this<Dispatch> {
   [[nodiscard]] bool StartDecode();
   void OnPrefillEvent(const WorkerStream<v1::PrefillEvent>* stream, v1::PrefillEvent& event);
   void OnDecodeEvent(const WorkerStream<v1::DecodeEvent>* stream, v1::DecodeEvent& event);
+  void OnStepToken(uint64_t sequence, int32_t token) override;
+  void OnStepsBroken(uint64_t sequence) override;
   void OnPrefillDone(PrefillLeg leg, const grpc::Status& status);
   void OnDecodeDone(DecodeLeg leg, const grpc::Status& status);
   void OnWorkerLost(const std::string& worker_id, const std::string& reason);
+  // What came of the present decode worker, in order.
+  void Accept(const v1::DecodeEvent& event);
   void TakeDecoded(const v1::DecodeEvent& event);
+  void LoseTokens();
   void Lose(LossCause cause, v1::Phase phase, const v1::WorkerInfo& worker, absl::Status status);
   void ReleaseReserved();
   bool over() const { return dropped_ || done_; }
@@ -142,6 +150,11 @@ class Dispatch final : public std::enable_shared_from_this<Dispatch> {
   PrefillLeg prefill_;
   DecodeLeg decode_;
   std::vector<DecodeLeg> leaving_;  // their KV has still to be pulled
+  // Of the present decode worker's tokens: by the step stream.
+  uint64_t step_sequence_ = 0;
+  uint32_t step_tokens_ = 0;
+  bool steps_broken_ = false;
+  std::optional<v1::DecodeEvent> last_event_;  // waits for tokens that are still to come
   bool started_ = false;
   bool has_first_token_ = false;
   bool decoded_ = false;   // the present decode worker has given a token

@@ -116,8 +116,11 @@ void RouterCore::EndCalls() {
 }
 
 void RouterCore::WaitCallsGone() {
-  std::unique_lock lock(mutex_);
-  no_calls_.wait(lock, [this] { return calls_.empty(); });
+  {
+    std::unique_lock lock(mutex_);
+    no_calls_.wait(lock, [this] { return calls_.empty(); });
+  }
+  steps_.Stop();
 }
 
 void RouterCore::Wait(std::weak_ptr<PatientRequest> request) {
@@ -158,6 +161,7 @@ void RouterCore::Wake() {
 void RouterCore::LoseWorker(const std::string& worker_id, const std::string& reason) {
   // A router that stops ends its registrations itself.
   if (!ending_) streams_.Lose(worker_id, reason);
+  steps_.Lose(worker_id);
 }
 
 RequestLimits RouterCore::Limits() const {

@@ -24,6 +24,7 @@
 #include "server/request_check.h"
 #include "server/request_queue.h"
 #include "server/router_metrics.h"
+#include "server/step_streams.h"
 #include "server/workload_log.h"
 #include "tandem/v1/worker.grpc.pb.h"
 #include "workers/engine/model.h"
@@ -94,6 +95,7 @@ class RouterCore {
   RouterMetrics& metrics() { return metrics_; }
   RequestQueue& queue() { return queue_; }
   OpenStreams& streams() { return streams_; }
+  StepStreams& steps() { return steps_; }
   DecisionLog& decisions() { return decisions_; }
   WorkloadLog& workload() { return workload_; }
 
@@ -112,7 +114,7 @@ class RouterCore {
   void CallGone(const void* call);
   /// Ends every request that is still in flight.
   void EndCalls();
-  /// Blocks until no call object is left.
+  /// Blocks until no call object is left, nor a call to a worker.
   void WaitCallsGone();
 
   /// Lets the request hear of the next tick.
@@ -157,6 +159,7 @@ class RouterCore {
   scheduler::ClusterView view_;
   RouterMetrics metrics_;
   OpenStreams streams_;
+  StepStreams steps_;
   DecisionLog decisions_;
   WorkloadLog workload_;
   RequestQueue queue_;

@@ -331,6 +331,9 @@ void DecodeLoop::SampleAll() {
       running_[slot].reset();
     }
   }
+  for (const SequencePtr& sequence : running_) {
+    if (sequence != nullptr) sequence->job.events->StepEnds();
+  }
 }
 
 bool DecodeLoop::TakeToken(Sequence& sequence, int32_t token) {

@@ -45,6 +45,8 @@ class DecodeEvents {
  public:
   virtual ~DecodeEvents() = default;
   virtual void Token(int32_t token) = 0;
+  /// All sequences have their tokens of this step.
+  virtual void StepEnds() = 0;
   virtual void Finished(DecodeFinish reason, const DecodeTimes& times) = 0;
   virtual void Failed(absl::Status status) = 0;
   /// The sequence has to leave this worker. Its KV can be pulled here under `handoff_id`, or, when

@@ -1,25 +1,17 @@
 // The decode loop's part that decides who is in the engine: admission by expected life, parking
 // when the KV does not suffice, and sequences that leave for another worker.
 #include <algorithm>
-#include <random>
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/random_bytes.h"
 #include "base/status.h"
 #include "workers/decode_loop.h"
 
 namespace tandem::workers {
 namespace {
 
-std::string NewHandoffId() {
-  std::random_device random;
-  std::string id;
-  while (id.size() < 16) {
-    const uint32_t word = random();
-    id.append(reinterpret_cast<const char*>(&word), sizeof word);
-  }
-  return id;
-}
+constexpr size_t kHandoffIdBytes = 16;
 
 }  // namespace
 
@@ -212,7 +204,7 @@ void DecodeLoop::MoveAway() {
 
 void DecodeLoop::Publish(SequencePtr owned, std::vector<kvstore::KvChunk> chunks) {
   const std::shared_ptr<Sequence> sequence = std::move(owned);
-  const std::string handoff_id = NewHandoffId();
+  const std::string handoff_id = RandomBytes(kHandoffIdBytes);
   const uint32_t n_tokens = sequence->kv_tokens();
   std::string why;
   {

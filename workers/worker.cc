@@ -564,6 +564,7 @@ void Worker::Stop() {
   if (coder_ != nullptr) coder_->Stop();
   for (const auto use : {EngineOptions::Use::kPrefill, EngineOptions::Use::kDecode}) KeepSpeed(use);
   if (grpc_.server != nullptr) {
+    service_->Stop();
     grpc_.server->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
     grpc_.server->Wait();
   }

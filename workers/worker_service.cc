@@ -105,17 +105,32 @@ void FillTimings(const DecodeTimes& times, v1::DecodeTimings& out) {
 
 class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvents {
  public:
-  DecodeCall(RequestContextPtr context, std::string data_address)
-      : context_(std::move(context)), data_address_(std::move(data_address)) {}
+  /// `steps`: null when tokens come as this call's events.
+  DecodeCall(RequestContextPtr context, std::string data_address, std::shared_ptr<StepStream> steps,
+             uint64_t step_sequence)
+      : context_(std::move(context)),
+        data_address_(std::move(data_address)),
+        steps_(std::move(steps)),
+        step_sequence_(step_sequence) {}
 
   void Token(int32_t token) override {
+    if (steps_ != nullptr) {
+      ++step_tokens_;
+      if (steps_->Add(step_sequence_, token)) return;
+      return context_->Cancel(absl::UnavailableError("the router's step stream has ended"));
+    }
     v1::DecodeEvent event;
     event.add_tokens(token);
     Send(std::move(event));
   }
+  void StepEnds() override {
+    if (steps_ != nullptr) steps_->Flush();
+  }
   void Finished(DecodeFinish reason, const DecodeTimes& times) override {
     LogEnd(*context_, "decode", absl::OkStatus());
+    StepEnds();
     v1::DecodeEvent event;
+    event.set_step_tokens(step_tokens_);
     event.set_finish_reason(reason == DecodeFinish::kStop ? v1::FINISH_REASON_STOP
                                                           : v1::FINISH_REASON_LENGTH);
     FillTimings(times, *event.mutable_timings());
@@ -123,7 +138,9 @@ class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvent
   }
   void Moving(const std::string& handoff_id, const std::string& why,
               const DecodeTimes& times) override {
+    StepEnds();
     v1::DecodeEvent event;
+    event.set_step_tokens(step_tokens_);
     event.mutable_moving()->set_reason(why);
     event.mutable_moving()->set_handoff_id(handoff_id);
     if (!handoff_id.empty()) event.mutable_moving()->set_data_address(data_address_);
@@ -147,6 +164,9 @@ class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvent
   void OnCancelled() override { context_->Cancel(absl::CancelledError("cancelled by the router")); }
   const RequestContextPtr context_;
   const std::string data_address_;
+  const std::shared_ptr<StepStream> steps_;
+  const uint64_t step_sequence_;
+  uint32_t step_tokens_ = 0;
 };
 
 }  // namespace
@@ -235,13 +255,20 @@ grpc::ServerWriteReactor<v1::PrefillEvent>* WorkerServiceImpl::Prefill(
 grpc::ServerWriteReactor<v1::DecodeEvent>* WorkerServiceImpl::Decode(
     grpc::CallbackServerContext*, const v1::DecodeRequest* request) {
   const RequestContextPtr context = MakeContext(request->header());
-  auto call = std::make_shared<DecodeCall>(context, loops_->data_address());
+  auto call =
+      std::make_shared<DecodeCall>(context, loops_->data_address(),
+                                   steps_.Find(request->step_stream()), request->step_sequence());
   call->Open();
   if (absl::Status status = Submit(*request, context, call); !status.ok()) {
     LogEnd(*context, "decode", status);
     call->End(ToGrpc(status));
   }
   return call.get();
+}
+
+grpc::ServerWriteReactor<v1::StepTokens>* WorkerServiceImpl::Steps(
+    grpc::CallbackServerContext*, const v1::StepsRequest* request) {
+  return steps_.Open(request->step_stream());
 }
 
 }  // namespace tandem::workers

@@ -9,6 +9,7 @@
 #include "tandem/v1/worker.grpc.pb.h"
 #include "workers/decode_loop.h"
 #include "workers/prefill_loop.h"
+#include "workers/step_streams.h"
 
 namespace tandem::workers {
 
@@ -34,6 +35,10 @@ class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
                                                       const v1::PrefillRequest* request) override;
   grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* context,
                                                     const v1::DecodeRequest* request) override;
+  grpc::ServerWriteReactor<v1::StepTokens>* Steps(grpc::CallbackServerContext* context,
+                                                  const v1::StepsRequest* request) override;
+  /// Ends the Steps calls, which do not end by themselves. REQUIRES: the loops have stopped.
+  void Stop() { steps_.Stop(); }
 
  private:
   absl::Status Check(const v1::RequestHeader& header, const std::string& handoff_id) const;
@@ -44,6 +49,7 @@ class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
 
   LoopSource* const loops_;
   const std::string model_fingerprint_;
+  StepStreams steps_;
 };
 
 /// The sampling options that a request's parameters mean. REQUIRES: validated by the router.

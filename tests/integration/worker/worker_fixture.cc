@@ -103,6 +103,8 @@ Outcome Serve(const TestRequest& request, TestWorker& prefill, TestWorker& decod
   rest.set_max_tokens(first.max_tokens());
   rest.set_data_address(prefill.worker().data_address());
   rest.set_handoff_id(first.handoff_id());
+  rest.set_step_stream(request.step_stream);
+  rest.set_step_sequence(request.step_sequence);
   TestWorker* at = &decode;
   auto context = std::make_unique<grpc::ClientContext>();
   auto decoded = at->stub().Decode(context.get(), rest);
@@ -134,6 +136,7 @@ Outcome Serve(const TestRequest& request, TestWorker& prefill, TestWorker& decod
       break;
     }
     for (const int32_t token : tokens.tokens()) outcome.tokens.push_back(token);
+    outcome.step_tokens += tokens.step_tokens();
     if (on_token) on_token(outcome.tokens.size());
     if (tokens.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
       outcome.finish = tokens.finish_reason();

@@ -43,6 +43,9 @@ struct TestRequest {
   bool can_move = true;
   /// Set from elsewhere: the client has had enough. It is looked at all the time.
   const std::atomic<bool>* cancel = nullptr;
+  /// The Steps call, which the caller has made, that tokens after the first shall come by.
+  std::string step_stream = {};
+  uint64_t step_sequence = 0;
 };
 struct Outcome {
   absl::Status status;
@@ -50,6 +53,8 @@ struct Outcome {
   std::vector<int32_t> tokens;
   uint32_t moves = 0;
   v1::FinishReason finish = v1::FINISH_REASON_UNSPECIFIED;
+  /// Of the tokens, those that went by the step stream, and are not in `tokens`.
+  uint32_t step_tokens = 0;
 };
 /// `next`: where it goes on when it has to move. `on_token` is called with the number of tokens so
 /// far.
