@@ -261,11 +261,26 @@ std::vector<LeadingChunks> ChunkDirectory::Leading(std::span<const kvstore::Chun
   std::vector<LeadingChunks> nodes;
   std::shared_lock nodes_lock(nodes_mutex_);
   std::vector<uint32_t> leading(node_of_number_.size());
-  for (uint32_t n = 0; n < ids.size(); ++n) {
+  // A popular prefix has about the same holders in all its chunks: equal lists are gone through
+  // once.
+  std::vector<uint32_t> last_list;
+  uint32_t n = 0, gone_through = 0;
+  const auto lead_on = [&] {
+    if (gone_through == n) return;
+    for (const LeadingChunks& node : nodes) {
+      if (leading[node.node] == gone_through) leading[node.node] = n;
+    }
+  };
+  for (; n < ids.size(); ++n) {
     const Shard& shard = ShardOf(ids[n].Hash());
     std::lock_guard lock(shard.mutex);
     const auto chunk = shard.chunks.find(ids[n].Hash());
     if (chunk == shard.chunks.end()) break;
+    const std::span<const uint32_t> list = chunk->second.Many();
+    if (!list.empty() && std::ranges::equal(list, last_list)) continue;
+    last_list.assign(list.begin(), list.end());
+    lead_on();
+    gone_through = n + 1;
     bool anybody = false;
     chunk->second.ForEach([&](uint16_t node, uint8_t levels) {
       if ((levels & wanted) == 0 || leading[node] != n) return;
@@ -275,6 +290,7 @@ std::vector<LeadingChunks> ChunkDirectory::Leading(std::span<const kvstore::Chun
     });
     if (!anybody) break;
   }
+  lead_on();
   for (LeadingChunks& node : nodes) node.n_chunks = leading[node.node];
   return nodes;
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -38,6 +39,12 @@ class ChunkHolders {
       const auto holder = static_cast<uint32_t>(rest & kHolderMask);
       visit(NodeOf(holder), LevelsOf(holder));
     }
+  }
+
+  /// All holders as they lie, when they are many, else nothing: equal lists are equal sets. Good
+  /// until the next Set.
+  std::span<const uint32_t> Many() const {
+    return on_heap() ? std::span<const uint32_t>(*heap()) : std::span<const uint32_t>();
   }
 
   /// The node holds these levels now; 0: none. True when it held none before, or holds none any

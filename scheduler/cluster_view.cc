@@ -99,7 +99,9 @@ void ClusterView::Remove(const std::string& worker_id, uint64_t registration) {
   entry_of_index_[entry.index] = nullptr;
   const auto at = index_of_address_.find(entry.info.data_address());
   if (at != index_of_address_.end() && at->second == entry.index) index_of_address_.erase(at);
-  std::replace(index_of_node_.begin(), index_of_node_.end(), entry.index, kNoWorker);
+  for (NodeWorker& node : worker_of_node_) {
+    if (node.index == entry.index) node = {};
+  }
   entries_.erase(found);
 }
 
@@ -116,8 +118,8 @@ void ClusterView::Report(const std::string& worker_id, v1::WorkerLoad load, absl
   if (!Stalled(entry)) entry.told = false;
   if (directory_ != nullptr) {
     if (const auto number = directory_->NumberOf(worker_id)) {
-      if (index_of_node_.size() <= *number) index_of_node_.resize(*number + 1, kNoWorker);
-      index_of_node_[*number] = entry.index;
+      if (worker_of_node_.size() <= *number) worker_of_node_.resize(*number + 1);
+      worker_of_node_[*number] = {.index = entry.index, .chunk_tokens = entry.info.chunk_tokens()};
     }
   }
   TellLinks(entry);
@@ -211,11 +213,12 @@ WorkerIndex ClusterView::IndexOf(const std::string& worker_id) const {
 std::vector<CachedAt> ClusterView::Cached(const Placement& what) const {
   std::vector<CachedAt> cached;
   if (directory_ == nullptr || what.chunk_ids.empty()) return cached;
-  for (const LeadingChunks& node : directory_->Leading(what.chunk_ids, what.kv_floor)) {
-    if (node.node >= index_of_node_.size()) continue;
-    const WorkerIndex index = index_of_node_[node.node];
+  const std::vector<LeadingChunks> leading = directory_->Leading(what.chunk_ids, what.kv_floor);
+  cached.reserve(leading.size());
+  for (const LeadingChunks& node : leading) {
+    if (node.node >= worker_of_node_.size()) continue;
+    const auto [index, chunk_tokens] = worker_of_node_[node.node];
     if (index == kNoWorker) continue;
-    const uint32_t chunk_tokens = entry_of_index_[index]->info.chunk_tokens();
     cached.push_back({.worker = index, .tokens = node.n_chunks * chunk_tokens});
   }
   return cached;

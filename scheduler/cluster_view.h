@@ -162,6 +162,11 @@ class ClusterView {
 
   // These expect mutex_ to be held.
   bool Silent(const Entry& entry, absl::Time now) const;
+  // One who holds chunks: what is asked for thousands of holders lies apart from the entries.
+  struct NodeWorker {
+    WorkerIndex index = kNoWorker;
+    uint32_t chunk_tokens = 0;
+  };
   bool Stalled(const Entry& entry) const;
   bool IsUsable(const Entry& entry, absl::Time now) const;
   void TellDispatcher(const Entry& entry, absl::Time now);
@@ -179,9 +184,9 @@ class ClusterView {
   mutable std::mutex mutex_;
   // Guarded by mutex_, as all below.
   std::map<std::string, Entry> entries_;
-  std::set<std::pair<absl::Time, WorkerIndex>> by_report_;  // the longest silent first
-  std::vector<const Entry*> entry_of_index_;                // null: nobody
-  std::vector<WorkerIndex> index_of_node_;  // by number in the directory; kNoWorker: nobody
+  std::set<std::pair<absl::Time, WorkerIndex>> by_report_;          // the longest silent first
+  std::vector<const Entry*> entry_of_index_;                        // null: nobody
+  std::vector<NodeWorker> worker_of_node_;                          // by number in the directory
   absl::flat_hash_map<std::string, WorkerIndex> index_of_address_;  // by data address
   Dispatcher dispatcher_;
   std::mt19937_64 random_;

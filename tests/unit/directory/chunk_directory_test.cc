@@ -290,6 +290,35 @@ TEST_F(ChunkDirectoryTest, AgreesWithPlainSets) {
   EXPECT_EQ(directory_.size(), distinct.size());
 }
 
+TEST(LeadingChunksTest, AgreesWithPlainSets) {
+  std::mt19937 random(12);
+  constexpr uint64_t kIds = 12;
+  for (int round = 0; round < 500; ++round) {
+    // Popular prefixes, so that chunks have the same holders, but for what a few nodes have lost.
+    ChunkDirectory directory;
+    const auto n_nodes = 1 + random() % 9;
+    std::map<uint16_t, uint32_t> truth;
+    for (uint32_t node = 0; node < n_nodes; ++node) {
+      Chunks held;
+      uint32_t leading = 0;
+      const uint64_t n_held = random() % 3 == 0 ? random() % (kIds + 1) : kIds;
+      for (uint64_t id = 0; id < n_held; ++id) {
+        const int levels = random() % 40 == 0 ? 0 : random() % 40 == 0 ? 1 << 4 : 1;
+        if (levels != 0) held.emplace_back(id, levels);
+        if (levels == 1 && leading == id) ++leading;
+      }
+      const std::string name = "node-" + std::to_string(node);
+      ASSERT_TRUE(directory.Apply(name, Snapshot(1, held)));
+      if (leading > 0) truth[directory.NumberOf(name).value()] = leading;
+    }
+    std::map<uint16_t, uint32_t> found;
+    for (const LeadingChunks& each : directory.Leading(Ids(0, kIds - 1), Level::kLossless)) {
+      found[each.node] = each.n_chunks;
+    }
+    ASSERT_EQ(found, truth) << round;
+  }
+}
+
 TEST_F(ChunkDirectoryTest, FollowsAJournal) {
   ChunkJournal journal(/*max_changes=*/50);
   ChunkJournal::Cursor cursor;
