@@ -73,6 +73,12 @@ class EventStream : public grpc::ServerWriteReactor<Wire>,
     this->StartWriteAndFinish(&wire_, grpc::WriteOptions(), *end_);
   }
 
+  /// The client has cancelled or is lost: what is sent is dropped.
+  bool gone() const {
+    std::lock_guard lock(mutex_);
+    return gone_;
+  }
+
  protected:
   /// Adds `next` to `last`, which is queued and not yet sent. False: they must stay apart.
   virtual bool Merge(Event& /*last*/, Event& /*next*/) { return false; }
@@ -129,7 +135,7 @@ class EventStream : public grpc::ServerWriteReactor<Wire>,
     auto self = std::move(self_);  // may be the last reference: destroys on return
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::deque<Event> queue_;
   Wire wire_;
   std::optional<grpc::Status> end_;

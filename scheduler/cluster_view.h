@@ -160,13 +160,14 @@ class ClusterView {
     bool told = false;      // as lost
   };
 
-  // These expect mutex_ to be held.
-  bool Silent(const Entry& entry, absl::Time now) const;
   // One who holds chunks: what is asked for thousands of holders lies apart from the entries.
   struct NodeWorker {
     WorkerIndex index = kNoWorker;
     uint32_t chunk_tokens = 0;
   };
+
+  // These expect mutex_ to be held.
+  bool Silent(const Entry& entry, absl::Time now) const;
   bool Stalled(const Entry& entry) const;
   bool IsUsable(const Entry& entry, absl::Time now) const;
   void TellDispatcher(const Entry& entry, absl::Time now);

@@ -6,14 +6,12 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "base/random_bytes.h"
 #include "base/status.h"
+#include "kvstore/transfer/handoff_id.h"
 #include "server/router.h"
 
 namespace tandem::server {
 namespace {
-
-constexpr size_t kHandoffIdBytes = 16;
 
 /// The worker is well and does not want the sequence: it has another phase, or will have.
 bool GivenBack(const grpc::Status& status) {
@@ -33,7 +31,7 @@ Dispatch::Dispatch(RouterCore* core, std::shared_ptr<DispatchOwner> owner, Dispa
       pair_(std::move(pair)),
       reserved_(order_.max_tokens > 1),
       data_address_(pair_.prefill.data_address()),
-      handoff_id_(RandomBytes(kHandoffIdBytes)),
+      handoff_id_(kvstore::NewHandoffId()),
       prompt_tokens_(owner_->Context().size()),
       max_tokens_(order_.max_tokens) {}
 
@@ -143,7 +141,6 @@ bool Dispatch::DecodeAt(scheduler::Pair pair, uint32_t number) {
 void Dispatch::Drop() {
   if (dropped_) return;
   dropped_ = true;
-  core_->steps().Remove(step_sequence_);
   ReleaseReserved();
   if (ends_by_itself_) return;
   if (prefill_.stream != nullptr) prefill_.stream->Cancel();

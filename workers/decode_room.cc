@@ -4,16 +4,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
-#include "base/random_bytes.h"
 #include "base/status.h"
+#include "kvstore/transfer/handoff_id.h"
 #include "workers/decode_loop.h"
 
 namespace tandem::workers {
-namespace {
-
-constexpr size_t kHandoffIdBytes = 16;
-
-}  // namespace
 
 scheduler::DecodeRoom DecodeLoop::Room() const {
   const EngineOptions& engine = engine_->options();
@@ -204,7 +199,7 @@ void DecodeLoop::MoveAway() {
 
 void DecodeLoop::Publish(SequencePtr owned, std::vector<kvstore::KvChunk> chunks) {
   const std::shared_ptr<Sequence> sequence = std::move(owned);
-  const std::string handoff_id = RandomBytes(kHandoffIdBytes);
+  const std::string handoff_id = kvstore::NewHandoffId();
   const uint32_t n_tokens = sequence->kv_tokens();
   std::string why;
   {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <random>
 
 #include "base/log.h"
+#include "base/random_bytes.h"
 #include "base/status.h"
 
 namespace tandem::workers {
@@ -23,12 +23,8 @@ namespace {
 constexpr std::string_view kMark = "TDMPARKD";
 
 ChunkId NewId() {
-  std::random_device random;
   ChunkId id;
-  for (size_t i = 0; i < id.bytes.size(); i += sizeof(uint32_t)) {
-    const uint32_t word = random();
-    std::memcpy(&id.bytes[i], &word, sizeof word);
-  }
+  std::memcpy(id.bytes.data(), RandomBytes(id.bytes.size()).data(), id.bytes.size());
   std::memcpy(&id.bytes[id.bytes.size() - kMark.size()], kMark.data(), kMark.size());
   return id;
 }

@@ -6,16 +6,11 @@
 namespace tandem::workers {
 
 bool StepStream::Add(uint64_t sequence, int32_t token) {
+  if (gone()) return false;
   std::lock_guard lock(mutex_);
-  if (gone_) return false;
   pending_.add_sequences(sequence);
   pending_.add_tokens(token);
   return true;
-}
-
-bool StepStream::gone() {
-  std::lock_guard lock(mutex_);
-  return gone_;
 }
 
 void StepStream::Flush() {
@@ -23,14 +18,6 @@ void StepStream::Flush() {
   std::lock_guard lock(mutex_);
   if (pending_.tokens().empty()) return;
   Send(std::exchange(pending_, {}));
-}
-
-void StepStream::OnCancelled() {
-  {
-    std::lock_guard lock(mutex_);
-    gone_ = true;
-  }
-  End(grpc::Status::CANCELLED);
 }
 
 grpc::ServerWriteReactor<v1::StepTokens>* StepStreams::Open(const std::string& name) {

@@ -19,7 +19,6 @@ class StepStream final : public EventStream<v1::StepTokens> {
   /// A token for the next Flush. False: the router has ended the call or is gone, so tokens get
   /// lost.
   bool Add(uint64_t sequence, int32_t token);
-  bool gone();
   /// Sends what was added since the last time, if anything.
   void Flush();
 
@@ -28,12 +27,10 @@ class StepStream final : public EventStream<v1::StepTokens> {
     last.MergeFrom(next);
     return true;
   }
-  void OnCancelled() override;
+  void OnCancelled() override { End(grpc::Status::CANCELLED); }
 
   std::mutex mutex_;
-  // Guarded by mutex_.
-  v1::StepTokens pending_;
-  bool gone_ = false;
+  v1::StepTokens pending_;  // guarded by mutex_
 };
 
 /// Those that are open, by the names that the routers gave them. Thread-safe.

@@ -6,11 +6,10 @@
 #include "base/event_stream.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "kvstore/transfer/handoff_id.h"
 
 namespace tandem::workers {
 namespace {
-
-constexpr size_t kHandoffIdBytes = 16;
 
 RequestContextPtr MakeContext(const v1::RequestHeader& header) {
   const absl::Time deadline = header.timeout_s() > 0
@@ -128,23 +127,17 @@ class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvent
   }
   void Finished(DecodeFinish reason, const DecodeTimes& times) override {
     LogEnd(*context_, "decode", absl::OkStatus());
-    StepEnds();
-    v1::DecodeEvent event;
-    event.set_step_tokens(step_tokens_);
+    v1::DecodeEvent event = LastEvent(times);
     event.set_finish_reason(reason == DecodeFinish::kStop ? v1::FINISH_REASON_STOP
                                                           : v1::FINISH_REASON_LENGTH);
-    FillTimings(times, *event.mutable_timings());
     EndWith(std::move(event), grpc::Status::OK);
   }
   void Moving(const std::string& handoff_id, const std::string& why,
               const DecodeTimes& times) override {
-    StepEnds();
-    v1::DecodeEvent event;
-    event.set_step_tokens(step_tokens_);
+    v1::DecodeEvent event = LastEvent(times);
     event.mutable_moving()->set_reason(why);
     event.mutable_moving()->set_handoff_id(handoff_id);
     if (!handoff_id.empty()) event.mutable_moving()->set_data_address(data_address_);
-    FillTimings(times, *event.mutable_timings());
     Send(std::move(event));
   }
   void Released(absl::Status status) override {
@@ -157,6 +150,14 @@ class DecodeCall final : public EventStream<v1::DecodeEvent>, public DecodeEvent
   }
 
  private:
+  /// After all tokens, which have gone when this returns.
+  v1::DecodeEvent LastEvent(const DecodeTimes& times) {
+    StepEnds();
+    v1::DecodeEvent event;
+    event.set_step_tokens(step_tokens_);
+    FillTimings(times, *event.mutable_timings());
+    return event;
+  }
   bool Merge(v1::DecodeEvent& last, v1::DecodeEvent& next) override {
     last.MergeFrom(next);
     return true;
@@ -195,9 +196,9 @@ absl::Status WorkerServiceImpl::Check(const v1::RequestHeader& header,
                      absl::BytesToHexString(header.model_fingerprint()), "; this worker serves ",
                      absl::BytesToHexString(model_fingerprint_)));
   }
-  if (handoff_id.size() != kHandoffIdBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("handoff_id: ", handoff_id.size(), " bytes; must be ", kHandoffIdBytes));
+  if (handoff_id.size() != kvstore::kHandoffIdBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("handoff_id: ", handoff_id.size(),
+                                                   " bytes; must be ", kvstore::kHandoffIdBytes));
   }
   return absl::OkStatus();
 }

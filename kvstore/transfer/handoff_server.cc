@@ -12,6 +12,7 @@
 #include "kvstore/transfer/chunk_session.h"
 #include "kvstore/transfer/frame_socket.h"
 #include "kvstore/transfer/handoff_encoding.h"
+#include "kvstore/transfer/handoff_id.h"
 #include "kvstore/transfer/link_prober.h"
 #include "kvstore/transfer/publication.h"
 #include "kvstore/transfer/task_group.h"
@@ -24,7 +25,6 @@ namespace {
 namespace asio = boost::asio;
 using Tcp = asio::ip::tcp;
 
-constexpr size_t kHandoffIdBytes = 16;
 /// A waiting puller hears from us at least every second; twice that often leaves it no doubt.
 constexpr absl::Duration kWaitInterval = absl::Milliseconds(500);
 
