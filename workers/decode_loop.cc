@@ -117,6 +117,8 @@ void DecodeLoop::Run() {
     ParkForRoom();
     CompactSlots();
     if (!running_.empty()) ComputeStep();
+    for (const std::string& handoff_id : joined_) parts_.gate->Joined(handoff_id);
+    joined_.clear();
   }
   parts_.gate->SetDecoding(0, 0);
   const absl::Status down = absl::UnavailableError("the worker is shutting down");
@@ -199,6 +201,7 @@ void DecodeLoop::JoinArrived() {
     // Told of before they have made a step: an engine may hang while it takes them.
     published_load_.running += static_cast<uint32_t>(arrived.size());
     for (const SequencePtr& sequence : arrived) {
+      joined_.push_back(sequence->job.handoff_id);
       --coming_;
       coming_tokens_ -= sequence->kv_tokens();
       published_load_.kv_used_tokens += sequence->kv_tokens();

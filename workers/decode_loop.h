@@ -215,6 +215,7 @@ class DecodeLoop {
   // before every step, since libllama is fastest with contiguous ids.
   std::vector<SequencePtr> running_;
   std::vector<SequencePtr> parked_;
+  std::vector<std::string> joined_;  // handoffs of those that have arrived since the last step
   scheduler::OutputLengthEstimate lengths_;
   const Stopwatch clock_;
   Stopwatch since_step_;

@@ -119,6 +119,7 @@ void DecodeLoop::StartPull(SequencePtr owned) {
   parts_.metrics->DecodeQueued(sequence->times.queue_s);
   sequence->kv = engine_->NewSink(sequence->kv_tokens());
   sequence->since_pull = Stopwatch();
+  parts_.gate->Pulls(sequence->job.handoff_id);
   {
     std::lock_guard lock(mutex_);
     ++coming_;

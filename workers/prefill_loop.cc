@@ -393,6 +393,7 @@ void PrefillLoop::FinishPrompt(Active& active, size_t item) {
   }
   if (active.publication != nullptr && !stop) {
     active.publication->Finish({.n_tokens = n, .first_token = token});
+    gate_->Completed(active.job.handoff_id);
     Remove(active, true);  // the publication's release ends the job
     return;
   }

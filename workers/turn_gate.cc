@@ -3,7 +3,6 @@
 #include <algorithm>
 
 namespace tandem::workers {
-
 TurnGate::Turn TurnGate::EnterDecode() {
   std::unique_lock lock(mutex_);
   wake_.wait(lock, [&] { return !taken_ && (state_.prefilled_last || !prefill_is_late_); });
@@ -14,6 +13,8 @@ TurnGate::Turn TurnGate::EnterDecode() {
 bool TurnGate::AwaitPrefill(double step_s, Time begin_by, std::chrono::milliseconds patience) {
   const Time limit = std::min(begin_by, std::chrono::steady_clock::now() + patience);
   std::unique_lock lock(mutex_);
+  wake_.wait_until(lock, await_joining_until_, [&] { return joining_.empty(); });
+  joining_.clear();
   if (!wake_.wait_until(lock, limit, [&] { return PrefillMayEnter(step_s, false); })) {
     if (std::chrono::steady_clock::now() < begin_by) return false;
     prefill_is_late_ = true;
@@ -36,6 +37,25 @@ void TurnGate::SetDecoding(uint32_t sequences, double saved_s) {
   std::lock_guard lock(mutex_);
   state_.decoding = sequences;
   state_.saved_s = saved_s;
+  wake_.notify_all();
+}
+
+void TurnGate::Pulls(const std::string& handoff_id) {
+  std::lock_guard lock(mutex_);
+  pulled_.insert(handoff_id);
+}
+
+void TurnGate::Completed(const std::string& handoff_id) {
+  std::lock_guard lock(mutex_);
+  if (!pulled_.contains(handoff_id)) return;
+  joining_.insert(handoff_id);
+  await_joining_until_ = std::chrono::steady_clock::now() + join_wait_;
+}
+
+void TurnGate::Joined(const std::string& handoff_id) {
+  std::lock_guard lock(mutex_);
+  pulled_.erase(handoff_id);
+  joining_.erase(handoff_id);
   wake_.notify_all();
 }
 

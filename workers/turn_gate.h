@@ -6,7 +6,9 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <string>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/time/time.h"
 #include "scheduler/core/turn_policy.h"
 
@@ -19,9 +21,12 @@ class TurnGate {
  public:
   enum class Side { kPrefill, kDecode };
   using Time = std::chrono::steady_clock::time_point;
+  /// From a handoff's end to its sequence's first step: loopback and the engine's memory, 2 ms
+  /// mostly.
+  static constexpr std::chrono::milliseconds kJoinWait{20};
   /// `tpot_objective`: a decoding sequence's mean time per token; 0: steps alternate always.
-  explicit TurnGate(absl::Duration tpot_objective)
-      : tpot_objective_s_(absl::ToDoubleSeconds(tpot_objective)) {}
+  explicit TurnGate(absl::Duration tpot_objective, std::chrono::milliseconds join_wait = kJoinWait)
+      : tpot_objective_s_(absl::ToDoubleSeconds(tpot_objective)), join_wait_(join_wait) {}
 
   /// Ends the turn with its object.
   class Turn {
@@ -49,6 +54,15 @@ class TurnGate {
   double SavedSeconds(uint32_t tokens, double seconds) const {
     return scheduler::SavedSeconds(tokens, seconds, tpot_objective_s_);
   }
+  /// The decode loop's word: it pulls this handoff's KV, which may be of a prompt computed here.
+  void Pulls(const std::string& handoff_id);
+  /// The prefill loop's word: a handoff's KV is complete. If it is pulled here, the next prefill
+  /// step waits for its sequence to join, `join_wait` at most: a moment later it would wait for
+  /// that whole step.
+  void Completed(const std::string& handoff_id);
+  /// The decode loop's word: the sequence has made its first step here, or makes none.
+  void Joined(const std::string& handoff_id);
+
   /// How long a prefill step may take now: what is saved; infinite when nothing is being decoded.
   double PrefillSeconds() const;
 
@@ -59,12 +73,16 @@ class TurnGate {
   }
 
   const double tpot_objective_s_;
+  const std::chrono::milliseconds join_wait_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   // Guarded by mutex_.
   bool taken_ = false;
   bool prefill_is_late_ = false;
   scheduler::TurnState state_;
+  absl::flat_hash_set<std::string> pulled_;
+  absl::flat_hash_set<std::string> joining_;  // of pulled_, those that are complete
+  Time await_joining_until_;
 };
 
 }  // namespace tandem::workers

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <thread>
 
 namespace tandem::workers {
 namespace {
@@ -54,6 +55,29 @@ TEST(TurnGateTest, WithoutAnObjectiveStepsAlternate) {
   { const TurnGate::Turn turn = gate.EnterDecode(); }
   EXPECT_TRUE(Prefill(gate, 0.05, Far()));
   EXPECT_FALSE(Prefill(gate, 0.05, Far()));
+}
+
+TEST(TurnGateTest, APromptWaitsForTheSequenceThatIsAboutToJoin) {
+  TurnGate gate(absl::Milliseconds(100), std::chrono::hours(1));
+  gate.Pulls("a");
+  gate.Completed("a");
+  std::thread decode([&] {
+    gate.SetDecoding(1, 0);
+    { const TurnGate::Turn turn = gate.EnterDecode(); }
+    gate.Joined("a");
+  });
+  EXPECT_FALSE(Prefill(gate, 10, Far())) << "nothing is saved yet";
+  decode.join();
+}
+
+TEST(TurnGateTest, APromptDoesNotWaitForSequencesThatAreNotAboutToJoin) {
+  TurnGate gate(absl::Milliseconds(100), std::chrono::milliseconds(1));
+  gate.Pulls("from elsewhere");
+  gate.Completed("for elsewhere");
+  EXPECT_TRUE(Prefill(gate, 10, Far()));
+  gate.Pulls("lost");
+  gate.Completed("lost");
+  EXPECT_TRUE(Prefill(gate, 10, Far())) << "for ever";
 }
 
 TEST(TurnGateTest, ASequenceSavesWhatItsObjectiveLeaves) {
