@@ -68,14 +68,22 @@ struct Measured {
   double Rate(int exponent) const {
     return base_rate * std::pow(absl::GetFlag(FLAGS_step), exponent);
   }
-  /// Where requests pile up the rate counts for no more than what was served: a loose objective
-  /// and a short run would else make any rate look good.
+  /// By the rate at which requests came.
   std::map<double, double> AttainmentByRate(const SystemRuns& curve) const {
     std::map<double, double> result;
     for (const auto& [exponent, outcomes] : curve.runs) {
-      result[std::min(Rate(exponent), ServedRate(outcomes))] = Attainment(outcomes, slo);
+      result[Rate(exponent)] = Attainment(outcomes, slo);
     }
     return result;
+  }
+  /// Where requests pile up it is no more than what was served: a loose objective and a short run
+  /// would else make any rate look good.
+  double GoodputRps(const SystemRuns& curve) const {
+    double served_rps = 0;
+    for (const auto& [exponent, outcomes] : curve.runs) {
+      served_rps = std::max(served_rps, ServedRate(outcomes));
+    }
+    return std::min(Goodput(AttainmentByRate(curve)), served_rps);
   }
 };
 
@@ -171,7 +179,7 @@ std::pair<std::string, double> Best(const Measured& measured, const std::string&
   std::pair<std::string, double> best{"", -1};
   for (const auto& [name, curve] : measured.curves.at(arrivals)) {
     if (!wanted(name)) continue;
-    const double goodput = Goodput(measured.AttainmentByRate(curve));
+    const double goodput = measured.GoodputRps(curve);
     if (goodput > best.second) best = {name, goodput};
   }
   return best;
@@ -239,7 +247,7 @@ json Report(const Measured& measured, const std::string& arrivals) {
   std::printf("%-8s %-8s goodput at %.0f %%:", measured.workload.name.c_str(), arrivals.c_str(),
               100 * kGoodAttainment);
   for (const auto& [name, curve] : measured.curves.at(arrivals)) {
-    row["goodput"][name] = Goodput(measured.AttainmentByRate(curve));
+    row["goodput"][name] = measured.GoodputRps(curve);
     std::printf("  %s %.3f/s", name.c_str(), row["goodput"][name].get<double>());
   }
   if (peer.empty() || tandem.empty()) {

@@ -1,30 +1,20 @@
 #include "tests/bench/kv-load/context.h"
 
 #include <chrono>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
-#include "tests/bench/kv-load/synthetic_model.h"
+#include "tests/bench/synthetic_model/synthetic_model.h"
 #include "workers/engine/geometry.h"
 
 namespace tandem::bench {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr uint32_t kQuestionTokens = 32;
 
 std::string Source(const char* path) { return std::string(TANDEM_SOURCE_DIR) + "/" + path; }
-
-fs::path CacheFolder() {
-  if (const char* folder = std::getenv("TANDEM_CACHE"); folder != nullptr) return folder;
-  const char* home = std::getenv("HOME");
-  return fs::path(home != nullptr ? home : "/tmp") / ".cache" / "tandem";
-}
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
@@ -44,13 +34,7 @@ absl::StatusOr<Context> FindContext(std::string_view name) {
                    .n_tokens = 2000};
   }
   if (name != "synthetic") return absl::NotFoundError("there is a 'demo' and a 'synthetic' model");
-  const fs::path model = CacheFolder() / "synthetic-0.5b-q8_0.gguf";
-  if (!fs::exists(model)) {
-    std::fprintf(stderr, "writing %s, once\n", model.c_str());
-    fs::create_directories(model.parent_path());
-    RETURN_IF_ERROR(WriteSyntheticModel(demo, model.string() + ".part"));
-    fs::rename(model.string() + ".part", model);
-  }
+  ASSIGN_OR_RETURN(const std::string model, SyntheticModelFile(HalfBillion(), demo));
   return Context{.name = "synthetic", .model_path = model, .n_tokens = 4096 + kQuestionTokens};
 }
 

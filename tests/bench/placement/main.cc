@@ -19,9 +19,11 @@
 #include "tests/bench/goodput/load_client.h"
 #include "tests/bench/goodput/workload.h"
 #include "tests/bench/simulated/told_cluster.h"
+#include "tests/bench/synthetic_model/synthetic_model.h"
 #include "tests/e2e/netlab.h"
 
-ABSL_FLAG(std::string, model, TANDEM_SOURCE_DIR "/models/demo-q8_0.gguf", "GGUF file");
+ABSL_FLAG(std::string, model, "demo",
+          "demo, memory-bound (a synthetic one whose batches are nearly free), or a GGUF file");
 ABSL_FLAG(std::string, workload, "chat", "chat, code or summary");
 ABSL_FLAG(std::vector<std::string>, between, std::vector<std::string>({"20mbit", "2gbit"}),
           "Rates of the link between the racks");
@@ -45,6 +47,19 @@ constexpr uint32_t kRacks = 2;
   std::exit(1);
 }
 
+const std::string& ModelFile() {
+  static const std::string file = [] {
+    const std::string name = absl::GetFlag(FLAGS_model);
+    const std::string demo = TANDEM_SOURCE_DIR "/models/demo-q8_0.gguf";
+    if (name == "demo") return demo;
+    if (name != "memory-bound") return name;
+    const auto synthetic = SyntheticModelFile(BoundByMemory(), demo);
+    if (!synthetic.ok()) Die(synthetic.status().ToString());
+    return *synthetic;
+  }();
+  return file;
+}
+
 std::string Milliseconds(double s) { return absl::StrCat(s * 1e3, "ms"); }
 
 struct Placement {
@@ -58,12 +73,9 @@ const Placement kByRacks = {"a rack for each phase", {Phase::kPrefill, Phase::kD
 class Racks {
  public:
   Racks(const std::string& between, const Slo& slo) : lab_(kRacks + 1) {
-    std::vector<std::string> flags = {"--role",         "router",
-                                      "--model",        absl::GetFlag(FLAGS_model),
-                                      "--listen",       lab_.Address(1) + ":0",
-                                      "--max-requests", "100000",
-                                      "--planner",      "off",
-                                      "--log-level",    "warn"};
+    std::vector<std::string> flags = {
+        "--role",         "router", "--model",   ModelFile(), "--listen",    lab_.Address(1) + ":0",
+        "--max-requests", "100000", "--planner", "off",       "--log-level", "warn"};
     if (slo.ttft_s > 0) {
       flags.insert(flags.end(), {"--ttft-objective", Milliseconds(slo.ttft_s), "--tpot-objective",
                                  Milliseconds(slo.tpot_s)});
@@ -109,7 +121,7 @@ class Racks {
                                       "--name",
                                       NameOf(rack),
                                       "--model",
-                                      absl::GetFlag(FLAGS_model),
+                                      ModelFile(),
                                       "--routers",
                                       router(),
                                       "--threads",
