@@ -197,6 +197,17 @@ std::vector<planner::PhaseCounts> CountsOf(const Placement& placement) {
   return counts;
 }
 
+/// By rack: each has one worker.
+std::vector<Phase> PhasesOf(std::span<const planner::PhaseCounts> counts) {
+  std::vector<Phase> phases;
+  for (const planner::PhaseCounts& each : counts) {
+    phases.push_back(each.of(Phase::kPrefill) > 0  ? Phase::kPrefill
+                     : each.of(Phase::kDecode) > 0 ? Phase::kDecode
+                                                   : Phase::kMixed);
+  }
+  return phases;
+}
+
 std::string ByRack(const std::vector<planner::PhaseCounts>& counts) {
   std::string text;
   for (const planner::PhaseCounts& each : counts) {
@@ -237,7 +248,12 @@ nlohmann::ordered_json MeasureNetwork(const std::string& between, const Workload
   json["between"] = between;
   json["plan"] = ByRack(plan->best.counts);
   json["plan_rps"] = plan->best.goodput_rps;
-  for (const Placement& placement : {kInRacks, kByRacks}) {
+  std::vector<Placement> placements = {kInRacks, kByRacks};
+  const Placement planned = {"the plan", PhasesOf(plan->best.counts)};
+  if (planned.phases != kInRacks.phases && planned.phases != kByRacks.phases) {
+    placements.push_back(planned);
+  }
+  for (const Placement& placement : placements) {
     uint64_t simulations = 0;
     const auto simulated = planner::PlacementGoodput(task, CountsOf(placement), 0, simulations);
     if (!simulated.ok()) Die(simulated.status().ToString());
