@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <random>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "ggml.h"
-#include "gguf.h"
+#include "base/status.h"
+#include "tests/support/gguf_writer.h"
 
 namespace tandem::testing_models {
 namespace {
@@ -16,79 +15,40 @@ namespace {
 constexpr int64_t kWidth = 64, kInner = 2 * kWidth, kFeedForward = 96;
 constexpr uint32_t kHeads = 2;
 
-class Writer {
+class Writer : public GgufWriter {
  public:
-  Writer(gguf_context* tokenizer, const std::string& architecture, uint32_t layers)
-      : gguf_(gguf_init_empty(), gguf_free),
-        ggml_(ggml_init({.mem_size = size_t{32} << 20, .mem_buffer = nullptr, .no_alloc = false}),
-              ggml_free),
-        architecture_(architecture) {
-    gguf_set_kv(gguf_.get(), tokenizer);
-    gguf_set_val_str(gguf_.get(), "general.architecture", architecture.c_str());
+  Writer(const gguf_context* tokenizer, const std::string& architecture, uint32_t layers)
+      : GgufWriter(tokenizer, architecture, size_t{32} << 20) {
     const int64_t tokens = gguf_find_key(tokenizer, "tokenizer.ggml.tokens");
-    vocabulary_ = static_cast<int64_t>(gguf_get_arr_n(tokenizer, tokens));
     Number("block_count", layers);
     Number("context_length", 2048);
     Number("embedding_length", kWidth);
     Number("feed_forward_length", kFeedForward);
     Real("attention.layer_norm_rms_epsilon", 1e-5f);
     Real("attention.layer_norm_epsilon", 1e-5f);
-    Tensor("token_embd.weight", {kWidth, vocabulary_});
-  }
-
-  void Number(const std::string& key, uint32_t value) {
-    gguf_set_val_u32(gguf_.get(), Key(key).c_str(), value);
-  }
-  void Real(const std::string& key, float value) {
-    gguf_set_val_f32(gguf_.get(), Key(key).c_str(), value);
-  }
-  void Text(const std::string& key, const std::string& value) {
-    gguf_set_val_str(gguf_.get(), Key(key).c_str(), value.c_str());
-  }
-  void Numbers(const std::string& key, const std::vector<uint32_t>& values) {
-    gguf_set_arr_data(gguf_.get(), Key(key).c_str(), GGUF_TYPE_UINT32, values.data(),
-                      values.size());
+    Tensor("token_embd.weight", {kWidth, static_cast<int64_t>(gguf_get_arr_n(tokenizer, tokens))});
   }
 
   /// Random around 0, scaled by the input's width.
   void Tensor(const std::string& name, const std::vector<int64_t>& shape, float shift = 0) {
-    ggml_tensor* tensor = New(name, shape);
+    ggml_tensor* tensor = New(name, GGML_TYPE_F32, shape);
     std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(shape[0])));
     float* values = static_cast<float*>(tensor->data);
     for (int64_t i = 0; i < ggml_nelements(tensor); ++i) values[i] = shift + normal(random_);
-    gguf_add_tensor(gguf_.get(), tensor);
   }
   void Ones(const std::string& name, int64_t n) { Constant(name, {n}, 1); }
   void Constant(const std::string& name, const std::vector<int64_t>& shape, float value) {
-    ggml_tensor* tensor = New(name, shape);
+    ggml_tensor* tensor = New(name, GGML_TYPE_F32, shape);
     float* values = static_cast<float*>(tensor->data);
     for (int64_t i = 0; i < ggml_nelements(tensor); ++i) values[i] = value;
-    gguf_add_tensor(gguf_.get(), tensor);
   }
 
   void Values(const std::string& name, const std::vector<float>& values) {
-    ggml_tensor* tensor = New(name, {static_cast<int64_t>(values.size())});
+    ggml_tensor* tensor = New(name, GGML_TYPE_F32, {static_cast<int64_t>(values.size())});
     std::copy(values.begin(), values.end(), static_cast<float*>(tensor->data));
-    gguf_add_tensor(gguf_.get(), tensor);
-  }
-
-  bool Write(const std::string& path) {
-    return gguf_write_to_file(gguf_.get(), path.c_str(), /*only_meta=*/false);
   }
 
  private:
-  std::string Key(const std::string& key) const { return architecture_ + "." + key; }
-  ggml_tensor* New(const std::string& name, const std::vector<int64_t>& shape) {
-    ggml_tensor* tensor =
-        ggml_new_tensor(ggml_.get(), GGML_TYPE_F32, static_cast<int>(shape.size()), shape.data());
-    ggml_set_name(tensor, name.c_str());
-    return tensor;
-  }
-
-  std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf_;
-  std::unique_ptr<ggml_context, decltype(&ggml_free)> ggml_;
-  const std::string architecture_;
-  int64_t vocabulary_ = 0;
   std::mt19937 random_{12345};
 };
 
@@ -112,7 +72,7 @@ void AddFeedForward(Writer& writer, const std::string& block) {
   writer.Tensor(block + "ffn_down.weight", {kFeedForward, kWidth});
 }
 
-Writer Recurrent(gguf_context* tokenizer) {
+Writer Recurrent(const gguf_context* tokenizer) {
   constexpr uint32_t kLayers = 2, kConvolution = 4, kState = 8, kRank = 4;
   Writer writer(tokenizer, "mamba", kLayers);
   writer.Number("ssm.conv_kernel", kConvolution);
@@ -136,7 +96,7 @@ Writer Recurrent(gguf_context* tokenizer) {
   return writer;
 }
 
-Writer Hybrid(gguf_context* tokenizer) {
+Writer Hybrid(const gguf_context* tokenizer) {
   constexpr int64_t kConvolution = 3;
   Writer writer(tokenizer, "lfm2", 2);
   writer.Number("attention.head_count", kHeads);
@@ -157,7 +117,7 @@ Writer Hybrid(gguf_context* tokenizer) {
   return writer;
 }
 
-Writer SlidingWindow(gguf_context* tokenizer) {
+Writer SlidingWindow(const gguf_context* tokenizer) {
   constexpr uint32_t kLayers = 4;
   Writer writer(tokenizer, "cohere2", kLayers);
   writer.Number("attention.head_count", kHeads);
@@ -177,7 +137,7 @@ Writer SlidingWindow(gguf_context* tokenizer) {
 
 /// A decoder with a plain KV cache. Qwen 2 can have no more channels in queries than in the layer,
 /// so its KV heads serve one query head each.
-Writer Plain(gguf_context* tokenizer, const std::string& architecture, uint32_t layers) {
+Writer Plain(const gguf_context* tokenizer, const std::string& architecture, uint32_t layers) {
   Writer writer(tokenizer, architecture, layers);
   const bool grouped = architecture != "qwen2";
   writer.Number("attention.head_count", grouped ? 2 * kHeads : kHeads);
@@ -200,7 +160,7 @@ Writer Plain(gguf_context* tokenizer, const std::string& architecture, uint32_t 
   return writer;
 }
 
-Writer Halves(gguf_context* tokenizer) {
+Writer Halves(const gguf_context* tokenizer) {
   Writer writer = Plain(tokenizer, "qwen2", 2);
   writer.Real("rope.freq_base", 1e6f);
   writer.Text("rope.scaling.type", "yarn");
@@ -209,7 +169,7 @@ Writer Halves(gguf_context* tokenizer) {
   return writer;
 }
 
-Writer Factors(gguf_context* tokenizer) {
+Writer Factors(const gguf_context* tokenizer) {
   Writer writer = Plain(tokenizer, "llama", 2);
   std::vector<float> factors;
   for (int64_t i = 0; i < kWidth / kHeads / 2; ++i)
@@ -218,7 +178,7 @@ Writer Factors(gguf_context* tokenizer) {
   return writer;
 }
 
-Writer Make(TinyKind kind, gguf_context* tokenizer) {
+Writer Make(TinyKind kind, const gguf_context* tokenizer) {
   switch (kind) {
     case TinyKind::kRecurrent:
       return Recurrent(tokenizer);
@@ -240,14 +200,8 @@ Writer Make(TinyKind kind, gguf_context* tokenizer) {
 
 absl::Status WriteTinyModel(TinyKind kind, const std::string& tokenizer_from,
                             const std::string& path) {
-  std::unique_ptr<gguf_context, decltype(&gguf_free)> tokenizer(
-      gguf_init_from_file(tokenizer_from.c_str(), {.no_alloc = true, .ctx = nullptr}), gguf_free);
-  if (tokenizer == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot read ", tokenizer_from));
-  }
-  Writer writer = Make(kind, tokenizer.get());
-  if (writer.Write(path)) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("cannot write ", path));
+  ASSIGN_OR_RETURN(const GgufPtr tokenizer, ReadTokenizer(tokenizer_from));
+  return Make(kind, tokenizer.get()).Write(path);
 }
 
 }  // namespace tandem::testing_models

@@ -34,7 +34,7 @@ absl::StatusOr<Context> FindContext(std::string_view name) {
                    .n_tokens = 2000};
   }
   if (name != "synthetic") return absl::NotFoundError("there is a 'demo' and a 'synthetic' model");
-  ASSIGN_OR_RETURN(const std::string model, SyntheticModelFile(HalfBillion(), demo));
+  ASSIGN_OR_RETURN(const std::string model, SyntheticModelFile(SyntheticModel::kHalfBillion, demo));
   return Context{.name = "synthetic", .model_path = model, .n_tokens = 4096 + kQuestionTokens};
 }
 

@@ -23,7 +23,7 @@
 #include "tests/e2e/netlab.h"
 
 ABSL_FLAG(std::string, model, "demo",
-          "demo, memory-bound (a synthetic one whose batches are nearly free), or a GGUF file");
+          "demo, memory-bound (a synthetic one whose batches save more), or a GGUF file");
 ABSL_FLAG(std::string, workload, "chat", "chat, code or summary");
 ABSL_FLAG(std::vector<std::string>, between, std::vector<std::string>({"20mbit", "2gbit"}),
           "Rates of the link between the racks");
@@ -53,7 +53,7 @@ const std::string& ModelFile() {
     const std::string demo = TANDEM_SOURCE_DIR "/models/demo-q8_0.gguf";
     if (name == "demo") return demo;
     if (name != "memory-bound") return name;
-    const auto synthetic = SyntheticModelFile(BoundByMemory(), demo);
+    const auto synthetic = SyntheticModelFile(SyntheticModel::kMemoryBound, demo);
     if (!synthetic.ok()) Die(synthetic.status().ToString());
     return *synthetic;
   }();
