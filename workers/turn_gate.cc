@@ -3,6 +3,7 @@
 #include <algorithm>
 
 namespace tandem::workers {
+
 TurnGate::Turn TurnGate::EnterDecode() {
   std::unique_lock lock(mutex_);
   wake_.wait(lock, [&] { return !taken_ && (state_.prefilled_last || !prefill_is_late_); });
