@@ -13,14 +13,14 @@ namespace {
 
 // How long a prompt that waits for room is left before its deadline is looked at again.
 constexpr std::chrono::milliseconds kBlockedWait{20};
-// By how much a step may take longer for other tenants' prompts in it.
-constexpr double kForOthers = 1.2;
+// By how much a step of a tenant below its share may take longer for other tenants' prompts in it.
+constexpr double kForOthers = 1.05;
 
 /// Behind those with the same tag or a lower one.
 template <typename List>
 typename List::iterator InsertByTag(List& list, typename List::value_type active) {
   auto at = list.end();
-  while (at != list.begin() && (*std::prev(at))->tag > active->tag) --at;
+  while (at != list.begin() && (*std::prev(at))->place.tag > active->place.tag) --at;
   return list.insert(at, std::move(active));
 }
 
@@ -78,8 +78,9 @@ absl::Status PrefillLoop::Submit(PrefillJob job) {
                                                      " requests wait, max_queued is ",
                                                      options_.max_queued));
   }
-  active->tag = order_.Enter(active->job.context->tenant(), static_cast<double>(n),
-                             active->job.tenant_weight);
+  active->place = order_.Enter(active->job.context->tenant(), static_cast<double>(n),
+                               active->job.tenant_weight);
+  active->progress.tenant = active->job.context->tenant();
   InsertByTag(waiting_, std::move(active));
   ++unfinished_;
   wake_.notify_one();
@@ -160,6 +161,7 @@ bool PrefillLoop::WaitForWork() {
   if (computing_.empty()) PublishLoad();
   std::unique_lock lock(mutex_);
   if (computing_.empty()) {
+    if (waiting_.empty()) order_.Idle();
     wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
   }
   return !stopping_;
@@ -294,7 +296,7 @@ void PrefillLoop::ComputeStep() {
     std::lock_guard lock(mutex_);
     rate_.Add(n_tokens, std::chrono::steady_clock::now());
     ++published_load_.steps;
-    order_.Begin(owners.front()->tag);
+    order_.Begin(owners.front()->place.tag);
   }
   for (size_t i = 0; i < owners.size(); ++i) {
     owners[i]->computed += owners[i]->in_step;
@@ -349,8 +351,9 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
     progress.push_back(&active->progress);
   }
   const scheduler::LatencyModel model = speed_->model();
-  uint32_t budget = scheduler::StepTokens(n_ready, engine_->options().step_tokens, model);
-  if (others && first_tenants < budget) {
+  uint32_t budget =
+      scheduler::StepTokens(n_ready, first->place.yields, engine_->options().step_tokens, model);
+  if (others && !first->place.yields && first_tenants < budget) {
     budget = scheduler::PieceTokens(
         model.prefill, first_position,
         kForOthers * model.prefill.Seconds(first_tenants, first_position), first_tenants, budget);

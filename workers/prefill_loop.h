@@ -131,7 +131,7 @@ class PrefillLoop {
  private:
   struct Active {
     PrefillJob job;
-    double tag = 0;  // scheduler::TenantOrder's
+    scheduler::TenantOrder::Place place;
     Stopwatch since_queued;
     Stopwatch since_started;
     double queue_s = 0;

@@ -29,6 +29,7 @@ std::vector<PrefillPiece> PlanPrefillStep(std::span<PromptProgress* const> promp
     uint64_t allowance = UINT64_MAX;
     for (size_t k = 0; k < open.size(); ++k) {
       const PromptProgress& prompt = *prompts[open[k]];
+      if (prompt.tenant != prompts[open[0]]->tenant) break;
       if (k > 0 && Left(prompt) <= allowance && Left(prompt) < Left(*prompts[open[next]])) {
         next = k;
       }

@@ -10,13 +10,19 @@ constexpr size_t kMostTenants = 1024;
 
 }  // namespace
 
-double TenantOrder::Enter(const std::string& tenant, double tokens, double weight) {
+TenantOrder::Place TenantOrder::Enter(const std::string& tenant, double tokens, double weight) {
   if (next_tag_.size() >= kMostTenants && !next_tag_.contains(tenant)) Forget();
   const double earliest = virtual_time_ - kCredit / weight;
   double& next = next_tag_.try_emplace(tenant, earliest).first->second;
   const double tag = std::max(next, earliest);
   next = tag + tokens / weight;
-  return tag;
+  if (tenant == last_tenant_) {
+    in_a_row_ = std::min(in_a_row_ + 1, kExpected);
+  } else {
+    in_a_row_ = last_tenant_.empty() ? kExpected : 0;
+    last_tenant_ = tenant;
+  }
+  return {.tag = tag, .yields = in_a_row_ < kExpected && tag >= virtual_time_};
 }
 
 void TenantOrder::Begin(double tag) { virtual_time_ = std::max(virtual_time_, tag); }

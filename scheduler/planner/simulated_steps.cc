@@ -209,7 +209,7 @@ void Simulation::BeginPrefillStep(Index w, double budget_s) {
   progress_.clear();
   for (const Index r : worker.prompts) progress_.push_back(&requests_[r].progress);
   const uint32_t most =
-      scheduler::StepTokens(progress_.size(), worker.spec.speed.StepTokens(), latency);
+      scheduler::StepTokens(progress_.size(), false, worker.spec.speed.StepTokens(), latency);
   const uint32_t tokens =
       scheduler::PieceTokens(latency.prefill, progress_[0]->computed_tokens, budget_s,
                              std::min(scheduler::UsefulPieceTokens(latency.prefill), most), most);

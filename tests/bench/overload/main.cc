@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
@@ -27,6 +28,7 @@ ABSL_FLAG(double, ttft_slo, 8, "TTFT objective in unloaded TTFTs");
 ABSL_FLAG(double, tpot_slo, 8, "TPOT objective in unloaded TPOTs");
 ABSL_FLAG(std::vector<std::string>, worker_flags, {}, "Further flags of the workers");
 ABSL_FLAG(std::vector<std::string>, router_flags, {}, "Further flags of the router");
+ABSL_FLAG(bool, flood_only, false, "Only what a tenant that floods does to another");
 ABSL_FLAG(std::string, json, "", "Write the figures there");
 
 namespace tandem::bench {
@@ -83,11 +85,25 @@ class Overload {
   }
 
   json Run() {
-    const double other_s = absl::GetFlag(FLAGS_other_seconds);
     const double capacity = MeasureCapacity();
     std::printf("capacity: %.2f requests a second\n", capacity);
     json out = {{"capacity_per_s", capacity}};
+    if (!absl::GetFlag(FLAGS_flood_only)) ReportOverload(capacity, out);
+    ReportFlood(capacity, out);
+    return out;
+  }
 
+ private:
+  static constexpr double kCalmAfterS = 5;
+  static constexpr uint32_t kFloodRounds = 4;
+
+  [[noreturn]] static void Die(const std::string& why) {
+    std::fprintf(stderr, "bench_overload: %s\n", why.c_str());
+    std::exit(1);
+  }
+
+  void ReportOverload(double capacity, json& out) {
+    const double other_s = absl::GetFlag(FLAGS_other_seconds);
     const auto before = Send({{"steady", 0.4 * capacity}}, other_s);
     double peak = 0;
     for (const double share : {0.6, 0.8, 1.0}) {
@@ -118,16 +134,6 @@ class Overload {
     out["ttft_after"] = {{"p50", late / p50}, {"p90", late90 / p90}};
     std::printf("from %.0f s after: TTFT p50 %.0f ms (before %.0f), p90 %.0f ms (before %.0f)\n",
                 kCalmAfterS, 1e3 * late, 1e3 * p50, 1e3 * late90, 1e3 * p90);
-    ReportFlood(capacity, out);
-    return out;
-  }
-
- private:
-  static constexpr double kCalmAfterS = 5;
-
-  [[noreturn]] static void Die(const std::string& why) {
-    std::fprintf(stderr, "bench_overload: %s\n", why.c_str());
-    std::exit(1);
   }
 
   /// The median request, by its TTFT, of some that run alone.
@@ -279,15 +285,18 @@ class Overload {
   }
 
   void ReportFlood(double capacity, json& out) {
-    const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds);
+    const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds) / kFloodRounds;
     const double steady = 0.3 * capacity;
-    const uint32_t seed = ++seed_;
-    const auto alone = Send({{"steady", steady}}, seconds, seed);
-    const auto both = Send(
-        {{"steady", steady}, {"flood", absl::GetFlag(FLAGS_overload) * capacity}}, seconds, seed);
-    std::vector<Outcome> own;
-    for (size_t i = 0; i < both.size(); ++i) {
-      if (tenants_[i] == "steady") own.push_back(both[i]);
+    const double flood = absl::GetFlag(FLAGS_overload) * capacity;
+    std::vector<Outcome> alone, own;
+    // By turns: the machine's speed drifts.
+    for (uint32_t round = 0; round < kFloodRounds; ++round) {
+      const uint32_t seed = ++seed_;
+      std::ranges::move(Send({{"steady", steady}}, seconds, seed), std::back_inserter(alone));
+      auto both = Send({{"steady", steady}, {"flood", flood}}, seconds, seed);
+      for (size_t i = 0; i < both.size(); ++i) {
+        if (tenants_[i] == "steady") own.push_back(std::move(both[i]));
+      }
     }
     ReportParts(alone);
     ReportParts(own);
@@ -305,6 +314,11 @@ class Overload {
     out["flood"]["not_served"] = refused(own);
     std::printf("of the steady tenant's %zu requests %zd were not served, alone %zd\n", own.size(),
                 refused(own), refused(alone));
+    for (const Outcome& each : own) {
+      if (!each.complete())
+        std::printf("not served, due at %.2f s, %u prompt tokens: %s\n", each.due_s,
+                    each.prompt_tokens, each.error.c_str());
+    }
   }
 
   Workload workload_;

@@ -41,6 +41,13 @@ TEST(PrefillPolicyTest, AShortPromptPassesALongOne) {
   EXPECT_EQ(prompts[0].overtaken_tokens, 100u);
 }
 
+TEST(PrefillPolicyTest, AShortPromptOfAnotherTenantWaits) {
+  std::vector<PromptProgress> prompts = {Prompt(2000), Prompt(100), Prompt(50)};
+  prompts[1].tenant = "other";
+  EXPECT_EQ(Plan(prompts, 512, 1000), (Pieces{{0, 512}}));
+  EXPECT_EQ(prompts[0].overtaken_tokens, 0u);
+}
+
 TEST(PrefillPolicyTest, NobodyIsPassedByMoreThanTheAllowance) {
   std::vector<PromptProgress> prompts = {Prompt(2000)};
   prompts[0].overtaken_tokens = 950;
