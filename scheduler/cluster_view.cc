@@ -161,6 +161,13 @@ void ClusterView::TellDispatcher(const Entry& entry, absl::Time now) {
                          .kv_expected_tokens = load.decode().kv_expected_tokens(),
                          .kv_capacity_tokens = load.decode().kv_capacity_tokens(),
                          .latency = ModelFrom(load.latency(), typical_)};
+  for (const v1::Job& job : load.prefill().jobs()) {
+    report.prompts.push_back(
+        {.id = job.id() ^ job_salt_, .tokens_to_compute = job.tokens_to_compute()});
+  }
+  for (const v1::Job& job : load.decode().jobs()) {
+    report.sequences.push_back(job.id() ^ job_salt_);
+  }
   if (report.max_sequences == 0) report.max_sequences = info.max_sequences();
   if (report.kv_capacity_tokens == 0) report.kv_capacity_tokens = info.kv_capacity_tokens();
   dispatcher_.Report(entry.index, report, Seconds(now));
@@ -263,6 +270,7 @@ absl::StatusOr<Pair> ClusterView::Assign(const Placement& what, absl::Time now) 
   if (choice.prefill != kNoWorker) pair.prefill = entry_of_index_[choice.prefill]->info;
   if (choice.decode != kNoWorker) pair.decode = entry_of_index_[choice.decode]->info;
   pair.assignment = dispatcher_.Assign(work, choice, Seconds(now));
+  pair.job_id = pair.assignment ^ job_salt_;
   pair.decision.set_prompt_tokens(what.prompt_tokens);
   for (const Candidate& candidate : decision.candidates) {
     *pair.decision.add_candidates() = Explain(candidate);
@@ -301,6 +309,11 @@ absl::StatusOr<Candidate> ClusterView::Predict(const Placement& what, absl::Time
 void ClusterView::DecodeBegins(AssignmentId id, absl::Time now) {
   std::lock_guard lock(mutex_);
   dispatcher_.DecodeBegins(id, Seconds(now));
+}
+
+void ClusterView::PromptComputed(AssignmentId id, absl::Time now) {
+  std::lock_guard lock(mutex_);
+  dispatcher_.PromptComputed(id, Seconds(now));
 }
 
 void ClusterView::ReleasePrefill(AssignmentId id) {

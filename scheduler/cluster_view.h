@@ -51,6 +51,8 @@ struct Pair {
   /// Empty when there is nothing to decode.
   v1::WorkerInfo decode;
   AssignmentId assignment = 0;
+  /// By this the workers name it in their reports; no other router has the same.
+  uint64_t job_id = 0;
   /// Predicted.
   double ttft_s = 0, tpot_s = 0;
   /// The candidates; `dispatch`, `age_s`, `reason` and `queued_s` are the router's to fill in.
@@ -100,7 +102,8 @@ class ClusterView {
       : options_(options),
         directory_(directory),
         dispatcher_(options.dispatch),
-        random_(options.seed) {}
+        random_(options.seed),
+        job_salt_(std::mt19937_64(~options.seed)()) {}
 
   /// A worker registered, or registered again under the same id (then the newer registration
   /// counts). Returns the registration's number, for Remove. Until it reports it counts as idle.
@@ -119,6 +122,8 @@ class ClusterView {
   absl::StatusOr<Candidate> Predict(const Placement& what, absl::Time now);
   /// The decode worker has been called; from its next report on it counts the sequence itself.
   void DecodeBegins(AssignmentId id, absl::Time now);
+  /// The first token has come.
+  void PromptComputed(AssignmentId id, absl::Time now);
   /// The prefill, or decode, worker is done with the request, or was never called. Once is enough,
   /// more does no harm; without a decode worker, or for a sequence that moves, the other part needs
   /// no release.
@@ -191,6 +196,7 @@ class ClusterView {
   absl::flat_hash_map<std::string, WorkerIndex> index_of_address_;  // by data address
   Dispatcher dispatcher_;
   std::mt19937_64 random_;
+  const uint64_t job_salt_;  // between assignments' numbers and jobs'
   OutputLengthEstimate lengths_;
   LatencyModel typical_;  // the last that was measured, for workers that have measured nothing
   uint64_t registrations_ = 0;

@@ -92,6 +92,7 @@ bool Dispatch::Start() {
   message.mutable_holders()->Add(order_.holders.begin(), order_.holders.end());
   message.set_store_address(order_.store_address);
   message.set_tenant_weight(order_.tenant_weight);
+  message.set_job_id(pair_.job_id);
   prefill_ = {.worker = pair_.prefill, .assignment = pair_.assignment};
   Open(prefill_, &Dispatch::OnPrefillEvent, &Dispatch::OnPrefillDone);
   stub->async()->Prefill(&prefill_.stream->context(), &message, prefill_.stream.get());
@@ -113,6 +114,7 @@ bool Dispatch::StartDecode() {
   message.set_max_tokens(max_tokens_);
   message.set_data_address(data_address_);
   message.set_handoff_id(handoff_id_);
+  message.set_job_id(pair_.job_id);
   core_->steps().Remove(step_sequence_);
   StepStreams::Place steps = core_->steps().Add(pair_.decode.worker_id(), stub, weak_from_this());
   message.set_step_stream(std::move(steps.step_stream));
@@ -166,6 +168,7 @@ void Dispatch::OnPrefillEvent(const WorkerStream<v1::PrefillEvent>*, v1::Prefill
   }
   if (!event.has_first_token() || has_first_token_) return;
   has_first_token_ = true;
+  core_->view().PromptComputed(pair_.assignment, absl::Now());
   core_->PrefillDone();
   const v1::FirstToken& first = event.first_token();
   // Then there is nothing to decode; a decode worker may wait for KV that nobody needs.

@@ -61,8 +61,8 @@ absl::Status DecodeLoop::Submit(DecodeJob job) {
                                                      " requests wait, max_queued is ",
                                                      options_.max_queued));
   }
+  jobs_.push_back({.id = sequence->job.id});
   waiting_.push_back(std::move(sequence));
-  ++unfinished_;
   Wake();
   return absl::OkStatus();
 }
@@ -82,7 +82,8 @@ LoopLoad DecodeLoop::load() const {
   load.max_sequences = scheduler::StepLimit(Room(), parts_.speed->model().decode, context);
   load.parked_bytes = parts_.lot->bytes();
   load.tokens_per_s = rate_.PerSecond(std::chrono::steady_clock::now());
-  load.unfinished = unfinished_;
+  load.jobs = jobs_;
+  load.unfinished = static_cast<uint32_t>(jobs_.size());
   return load;
 }
 
@@ -355,7 +356,7 @@ void DecodeLoop::EndRunning(size_t slot, absl::Status status) {
 }
 
 void DecodeLoop::Fail(Sequence& sequence, absl::Status status) {
-  CountEnded(absl::IsCancelled(status) ? "cancelled" : "error");
+  CountEnded(sequence, absl::IsCancelled(status) ? "cancelled" : "error");
   sequence.job.events->Failed(std::move(status));
 }
 
@@ -365,14 +366,14 @@ void DecodeLoop::Finish(Sequence& sequence, DecodeFinish reason) {
   parts_.metrics->DecodeDone(sequence.generated - 1,
                              sequence.times.queue_s + sequence.times.handoff_s,
                              sequence.times.decode_s);
-  CountEnded(reason == DecodeFinish::kStop ? "stop" : "length");
+  CountEnded(sequence, reason == DecodeFinish::kStop ? "stop" : "length");
   sequence.job.events->Finished(reason, sequence.times);
 }
 
-void DecodeLoop::CountEnded(const char* word) {
+void DecodeLoop::CountEnded(const Sequence& sequence, const char* word) {
   parts_.metrics->RequestEnded(word);
   std::lock_guard lock(mutex_);
-  --unfinished_;
+  jobs_.erase(std::ranges::find(jobs_, sequence.job.id, &LoopLoad::Job::id));
 }
 
 }  // namespace tandem::workers

@@ -64,6 +64,8 @@ struct DecodeJob {
   /// Tokens in all; the first comes with the KV. REQUIRES: ≥ 2, and they fit the context.
   uint32_t max_tokens = 0;
   std::string data_address, handoff_id;
+  /// As the router has numbered it, for LoopLoad.
+  uint64_t id = 0;
   /// The caller can go on elsewhere after Moving.
   bool can_move = false;
   std::shared_ptr<DecodeEvents> events;
@@ -202,7 +204,7 @@ class DecodeLoop {
   void EndRunning(size_t slot, absl::Status status);
   void Fail(Sequence& sequence, absl::Status status);
   void Finish(Sequence& sequence, DecodeFinish reason);
-  void CountEnded(const char* word);
+  void CountEnded(const Sequence& sequence, const char* word);
   // There is something to look at. mutex_ is held.
   void Wake();
 
@@ -230,7 +232,7 @@ class DecodeLoop {
   uint32_t coming_ = 0, coming_places_ = 0;
   uint64_t coming_tokens_ = 0, coming_expected_ = 0;
   LoopLoad published_load_;
-  uint32_t unfinished_ = 0;
+  std::vector<LoopLoad::Job> jobs_;   // unfinished ones
   std::string leaving_;               // why; empty while it stays
   std::set<std::string> moved_away_;  // handoff ids whose KV is still here
   bool news_ = false;                 // since the loop looked last

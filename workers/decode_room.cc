@@ -54,7 +54,7 @@ void DecodeLoop::GiveBackWaiting() {
   for (const SequencePtr& sequence : given_back) {
     sequence->times.queue_s = sequence->since_queued.seconds();
     sequence->job.events->Moving("", why, sequence->times);
-    CountEnded("moved");
+    CountEnded(*sequence, "moved");
     sequence->job.events->Released(absl::OkStatus());
   }
 }
@@ -249,7 +249,7 @@ void DecodeLoop::OnReleased(Sequence& sequence, const std::string& handoff_id, a
   }
   const char* word = outcome.ok() ? "moved" : absl::IsCancelled(outcome) ? "cancelled" : "error";
   const std::shared_ptr<DecodeEvents> events = sequence.job.events;
-  CountEnded(word);
+  CountEnded(sequence, word);
   events->Released(std::move(outcome));
 }
 

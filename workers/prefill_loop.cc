@@ -91,7 +91,11 @@ LoopLoad PrefillLoop::load() const {
   std::lock_guard lock(mutex_);
   LoopLoad load = published_load_;
   load.waiting = static_cast<uint32_t>(waiting_.size());
-  for (const auto& active : waiting_) load.waiting_tokens += active->job.tokens.size();
+  for (const auto& active : waiting_) {
+    const auto n_tokens = static_cast<uint32_t>(active->job.tokens.size());
+    load.waiting_tokens += n_tokens;
+    load.jobs.push_back({.id = active->job.id, .tokens_to_compute = n_tokens});
+  }
   load.tokens_to_compute += load.waiting_tokens;
   load.kv_capacity_tokens = engine_->options().kv_tokens;
   load.max_sequences = options_.max_sequences;
@@ -151,9 +155,12 @@ void PrefillLoop::PublishLoad() {
   std::lock_guard lock(mutex_);
   published_load_.running = static_cast<uint32_t>(computing_.size());
   published_load_.kv_used_tokens = published_load_.tokens_to_compute = 0;
+  published_load_.jobs.clear();
   for (const auto& active : computing_) {
+    const uint32_t left = static_cast<uint32_t>(active->job.tokens.size()) - active->computed;
     published_load_.kv_used_tokens += active->computed;
-    published_load_.tokens_to_compute += active->job.tokens.size() - active->computed;
+    published_load_.tokens_to_compute += left;
+    published_load_.jobs.push_back({.id = active->job.id, .tokens_to_compute = left});
   }
 }
 

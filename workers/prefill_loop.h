@@ -76,6 +76,8 @@ struct PrefillJob {
   uint32_t max_tokens = 0;
   std::string handoff_id;
   CacheWishes cache;
+  /// As the router has numbered it, for LoopLoad.
+  uint64_t id = 0;
   /// Of the tenant, against others'.
   double tenant_weight = 1;
   /// The caller can send it elsewhere while it waits here.

@@ -44,6 +44,11 @@ void FillPhase(const LoopLoad& load, v1::PhaseLoad& out) {
   out.set_kv_capacity_tokens(load.kv_capacity_tokens);
   out.set_kv_expected_tokens(load.kv_expected_tokens);
   out.set_max_sequences(load.max_sequences);
+  for (const LoopLoad::Job& job : load.jobs) {
+    v1::Job& told = *out.add_jobs();
+    told.set_id(job.id);
+    told.set_tokens_to_compute(job.tokens_to_compute);
+  }
 }
 
 void FillLink(const kvstore::LinkEstimate& link, absl::Time now, v1::LinkEstimate& out) {

@@ -214,6 +214,7 @@ absl::Status WorkerServiceImpl::Submit(const v1::PrefillRequest& request, Reques
                        .max_tokens = request.max_tokens(),
                        .handoff_id = request.handoff_id(),
                        .cache = std::move(cache),
+                       .id = request.job_id(),
                        .tenant_weight = request.tenant_weight() > 0 ? request.tenant_weight() : 1,
                        .can_move = request.header().dispatch() > 0,
                        .events = std::move(events)});
@@ -237,6 +238,7 @@ absl::Status WorkerServiceImpl::Submit(const v1::DecodeRequest& request, Request
        .max_tokens = request.max_tokens(),
        .data_address = request.data_address(),
        .handoff_id = request.handoff_id(),
+       .id = request.job_id(),
        .can_move = request.header().dispatch() > 0,
        .events = std::move(events)});
 }

@@ -73,6 +73,14 @@ void Dispatcher::Report(WorkerIndex index, const WorkerReport& report, double no
   Worker& worker = workers_[index];
   worker.report = report;
   worker.reported_s = now_s;
+  for (const WorkerReport::Prompt& prompt : report.prompts) {
+    Assignment* const assignment = Find(prompt.id);
+    if (assignment != nullptr && assignment->prefill.worker == index) PrefillReported(*assignment);
+  }
+  for (const AssignmentId id : report.sequences) {
+    Assignment* const assignment = Find(id);
+    if (assignment != nullptr && assignment->decode.worker == index) DecodeReported(*assignment);
+  }
   const double known_s = now_s - options_.report_lag_s;
   for (auto& pending = worker.pending_prefill; !pending.empty(); pending.pop_front()) {
     if (pending.front().since_s > known_s) break;
@@ -261,6 +269,29 @@ void Dispatcher::DecodeBegins(AssignmentId id, double now_s) {
   Assignment* const assignment = Find(id);
   if (assignment == nullptr) return;
   if (Worker* worker = Find(assignment->decode)) worker->pending_decode.push_back({id, now_s});
+}
+
+void Dispatcher::PromptComputed(AssignmentId id, double now_s) {
+  Assignment* const assignment = Find(id);
+  if (assignment == nullptr) return;
+  Worker* const worker = Find(assignment->prefill);
+  if (worker == nullptr) return;
+  if (assignment->prefill.unreported) return PrefillReported(*assignment);
+  std::vector<WorkerReport::Prompt>& prompts = worker->report.prompts;
+  const auto own = std::ranges::find(prompts, id, &WorkerReport::Prompt::id);
+  if (own == prompts.end()) return;
+  // Of the others' tokens no more are left than there were, nor than by time.
+  const Hot& hot = hot_[assignment->prefill.worker];
+  const double token_s = hot.full_step_s * hot.per_step_token * hot.slowdown;
+  const double left = std::max(0.0, hot.reported_ahead_s * hot.slowdown -
+                                        std::max(0.0, now_s - worker->reported_s)) /
+                      token_s;
+  uint64_t& tokens = worker->report.tokens_to_compute;
+  tokens -= std::min<uint64_t>(tokens, own->tokens_to_compute);
+  tokens = std::min(tokens, static_cast<uint64_t>(left));
+  prompts.erase(own);
+  worker->reported_s = std::max(worker->reported_s, now_s);
+  Refresh(assignment->prefill.worker);
 }
 
 void Dispatcher::ReleasePrefill(AssignmentId id) {

@@ -23,7 +23,14 @@ inline constexpr WorkerIndex kNoWorker = UINT32_MAX;
 
 /// What a worker told of itself. A worker that takes neither is passed over: it drains, is silent,
 /// stalled, between two phases, or a store.
+/// Of an assignment, from Assign until both of its parts are released.
+using AssignmentId = uint64_t;
+
 struct WorkerReport {
+  struct Prompt {
+    AssignmentId id = 0;
+    uint32_t tokens_to_compute = 0;
+  };
   bool takes_prefill = false;
   bool takes_decode = false;
   /// A decode worker that may prefill as well: it does so only for what it decodes itself, where no
@@ -37,6 +44,10 @@ struct WorkerReport {
   /// Tokens of KV: of the running sequences; in the whole expected life of all; that fit.
   uint64_t kv_used_tokens = 0, kv_expected_tokens = 0, kv_capacity_tokens = 0;
   LatencyModel latency;
+  /// The assignments that these figures count. Ids that are nobody's, as other routers' are here,
+  /// do no harm.
+  std::vector<Prompt> prompts;
+  std::vector<AssignmentId> sequences;
 };
 
 /// The way from one node's data port to another's.
@@ -102,9 +113,6 @@ struct Decision {
   std::vector<Candidate> candidates;
 };
 
-/// Of an assignment, from Assign until both of its parts are released.
-using AssignmentId = uint64_t;
-
 class Dispatcher {
  public:
   struct Options {
@@ -115,7 +123,7 @@ class Dispatcher {
     double default_rtt_s = 1e-3;
     /// From a node's own store or engine, decoding included.
     double local_bytes_per_s = 1e9;
-    /// What was assigned so long before a report came is in it.
+    /// What was assigned so long before a report came is in it, though not by its name.
     double report_lag_s = 0.05;
     /// Scores that differ by less than this share are equal.
     double near_equal = 0.02;
@@ -155,6 +163,8 @@ class Dispatcher {
   AssignmentId Assign(const Work& work, const Candidate& choice, double now_s);
   /// The decode worker has been called: its next reports will count the sequence.
   void DecodeBegins(AssignmentId id, double now_s);
+  /// Its first token has come: its prompt is ahead of nobody's any more.
+  void PromptComputed(AssignmentId id, double now_s);
   /// That part is done, or was given up. Ignored when it was released before.
   void ReleasePrefill(AssignmentId id);
   void ReleaseDecode(AssignmentId id);

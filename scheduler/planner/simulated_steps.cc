@@ -76,6 +76,7 @@ void Simulation::EndPrompt(Index r) {
   request.prompt = PromptState::kDone;
   request.prompt_end_s = now_s_;
   ++result_.workers[request.prefill].prompts;
+  dispatcher_.PromptComputed(request.assignment, now_s_);
   dispatcher_.ReleasePrefill(request.assignment);
   may_have_room_ = true;
   const bool first = request.first_s < 0;

@@ -24,6 +24,7 @@ Simulation::Simulation(std::span<const SimulatedWorker> workers, const LinkTable
       random_(options.seed),
       dispatcher_({.ttft_objective_s = options.ttft_slo_s,
                    .tpot_objective_s = options.tpot_slo_s,
+                   .report_lag_s = 0,
                    .chunk_tokens = kChunkTokens,
                    .min_piece_tokens = kMinPieceTokens}),
       wire_bytes_per_token_(options.kv_bytes_per_token * options.wire_share),
@@ -119,6 +120,14 @@ void Simulation::Report(Index w) {
   const WorkerSpeed& speed = worker.spec.speed;
   const auto context =
       static_cast<uint32_t>(worker.running_context / std::max<size_t>(1, worker.running.size()));
+  std::vector<scheduler::WorkerReport::Prompt> prompts;
+  const auto add = [&](Index r) {
+    const PromptProgress& progress = requests_[r].progress;
+    prompts.push_back({.id = requests_[r].assignment,
+                       .tokens_to_compute = progress.total_tokens - progress.computed_tokens});
+  };
+  std::ranges::for_each(worker.waiting, add);
+  std::ranges::for_each(worker.prompts, add);
   dispatcher_.Report(
       w,
       {.takes_prefill = worker.spec.phase != Phase::kDecode || options_.prefill_on_decode,
@@ -133,7 +142,8 @@ void Simulation::Report(Index w) {
        .kv_used_tokens = worker.running_context,
        .kv_expected_tokens = worker.batch.life_tokens + worker.asking_life,
        .kv_capacity_tokens = speed.kv_capacity_tokens,
-       .latency = speed.latency},
+       .latency = speed.latency,
+       .prompts = std::move(prompts)},
       now_s_);
   may_have_room_ = true;
 }

@@ -32,6 +32,8 @@ ABSL_FLAG(uint32_t, repeats, 3, "Runs at each rate");
 ABSL_FLAG(uint32_t, seed, 1, "Of lengths, arrivals and prompts");
 ABSL_FLAG(std::vector<std::string>, worker_flags, {}, "Further flags of the workers");
 ABSL_FLAG(std::vector<std::string>, router_flags, {}, "Further flags of the router");
+ABSL_FLAG(bool, differences, false,
+          "Name the requests that are within their objectives on one side only");
 ABSL_FLAG(std::string, json, "", "Write the figures there");
 
 namespace tandem::bench {
@@ -159,6 +161,25 @@ void PrintTimes(const planner::SimulationResult& simulated, const std::vector<Ou
   }
 }
 
+/// Requests of which one says that they are within both objectives, and the other not.
+void PrintDifferences(const planner::SimulationResult& simulated,
+                      const std::vector<Outcome>& outcomes, const Slo& slo) {
+  std::printf("    objectives, ms: TTFT %.1f, TPOT %.2f\n", 1e3 * slo.ttft_s, 1e3 * slo.tpot_s);
+  for (size_t i = 0; i < outcomes.size(); ++i) {
+    const Outcome& outcome = outcomes[i];
+    const double ttft_s = simulated.ttft_s[i], tpot_s = simulated.tpot_s[i];
+    const bool good = ttft_s <= slo.ttft_s && tpot_s <= slo.tpot_s;
+    if (good == (Attainment({&outcome, 1}, slo) > 0.5)) continue;
+    std::printf(
+        "    due %6.2f s, prompt %4u, output %4u: TTFT simulated %.0f, measured %.0f (router %.0f, "
+        "queue %.0f, prefill %.0f); TPOT %.2f, %.2f\n",
+        outcome.due_s, outcome.prompt_tokens, outcome.wanted_tokens, 1e3 * ttft_s,
+        1e3 * outcome.ttft_s(), 1e3 * outcome.parts.router_queue_s,
+        1e3 * outcome.parts.prefill_queue_s, 1e3 * outcome.parts.prefill_s, 1e3 * tpot_s,
+        1e3 * outcome.tpot_s());
+  }
+}
+
 void Compare(const Workload& workload, const std::string& name, std::vector<Row>& rows) {
   const uint32_t seed = absl::GetFlag(FLAGS_seed);
   SystemOptions options = {.model = absl::GetFlag(FLAGS_model),
@@ -198,6 +219,7 @@ void Compare(const Workload& workload, const std::string& name, std::vector<Row>
     row.simulated = result.attainment.both;
     Print(row);
     PrintTimes(result, outcomes);
+    if (absl::GetFlag(FLAGS_differences)) PrintDifferences(result, outcomes, slo);
     rows.push_back(std::move(row));
   }
 }

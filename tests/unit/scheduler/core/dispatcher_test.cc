@@ -126,6 +126,48 @@ TEST_F(DispatcherTest, WhatIsAssignedCountsUntilAReportHasIt) {
   EXPECT_EQ(dispatcher_.assignments(), 0u);
 }
 
+TEST_F(DispatcherTest, WhatAReportNamesIsNotCountedTwice) {
+  const WorkerIndex p = Add(Prefilling());
+  const WorkerIndex d = Add(DecodingWith(0));
+  const Work work = Prompt(100);
+  const AssignmentId first = dispatcher_.Assign(work, Choose(work), 1);
+  const AssignmentId second = dispatcher_.Assign(work, Choose(work), 1.001);
+  WorkerReport report = Prefilling(100);
+  report.prompts = {{.id = ~first, .tokens_to_compute = 0},
+                    {.id = first, .tokens_to_compute = 100}};
+  dispatcher_.Report(p, report, 1.01);
+  EXPECT_NEAR(Choose(work, 1.01).queue_s, 0.22, 1e-9) << "the second is still on its way";
+  dispatcher_.DecodeBegins(first, 1.01);
+  WorkerReport decoding = DecodingWith(1);
+  decoding.sequences = {first, ~second};
+  dispatcher_.Report(d, decoding, 1.02);
+  EXPECT_NEAR(Choose(work, 1.02).step_s, 0.04, 1e-9);
+}
+
+TEST_F(DispatcherTest, AComputedPromptIsAheadOfNobody) {
+  const WorkerIndex p = Add(Prefilling());
+  Add(DecodingWith(0));
+  const Work work = Prompt(100);
+  const AssignmentId first = dispatcher_.Assign(work, Choose(work), 0);
+  const AssignmentId second = dispatcher_.Assign(work, Choose(work), 0);
+  const AssignmentId third = dispatcher_.Assign(work, Choose(work), 0.99);
+  WorkerReport report = Prefilling(200);
+  report.prompts = {{.id = first, .tokens_to_compute = 100},
+                    {.id = second, .tokens_to_compute = 100}};
+  dispatcher_.Report(p, report, 1);
+  EXPECT_NEAR(Choose(work, 1.01).queue_s, 0.21 + 0.11, 1e-9);
+  // Sooner than predicted: what is left are the others'.
+  dispatcher_.PromptComputed(first, 1.01);
+  EXPECT_NEAR(Choose(work, 1.01).queue_s, 0.11 + 0.11, 1e-9);
+  EXPECT_NEAR(Choose(work, 1.06).queue_s, 0.06 + 0.11, 1e-9) << "and they are being computed";
+  // One of which no report has told.
+  dispatcher_.PromptComputed(third, 1.06);
+  dispatcher_.PromptComputed(third, 1.06);
+  EXPECT_NEAR(Choose(work, 1.06).queue_s, 0.06, 1e-9);
+  dispatcher_.PromptComputed(second, 1.06);
+  EXPECT_NEAR(Choose(work, 1.06).queue_s, 0, 1e-9);
+}
+
 TEST_F(DispatcherTest, ANewWorkerDoesNotInheritWhatAGoneOneHad) {
   const WorkerIndex p = Add(Prefilling());
   Add(DecodingWith(0));
