@@ -35,6 +35,10 @@ ABSL_FLAG(bool, quick, false, "Poisson arrivals, 40 requests a rate, a factor of
 ABSL_FLAG(uint32_t, seed, 1, "Of lengths, arrivals and prompts");
 ABSL_FLAG(double, ttft_slo, 0, "TTFT objective in unloaded TTFTs; 0: the workload's own");
 ABSL_FLAG(double, tpot_slo, 0, "TPOT objective in unloaded TPOTs; 0: the workload's own");
+ABSL_FLAG(double, unloaded_ttft_ms, 0,
+          "With --unloaded_tpot_ms: what to take for the peer's unloaded latency in place of "
+          "measuring it, so that runs of two builds have the same objectives and rates");
+ABSL_FLAG(double, unloaded_tpot_ms, 0, "See --unloaded_ttft_ms");
 ABSL_FLAG(uint32_t, sequences, 8, "Slots of a llama.cpp server");
 ABSL_FLAG(std::vector<std::string>, llama_flags, {}, "Further flags of llama.cpp's server");
 ABSL_FLAG(std::vector<std::string>, worker_flags, {}, "Further flags of Tandem's workers");
@@ -142,8 +146,12 @@ void Explore(System& system, const std::string& name, const std::string& arrival
 Measured MeasureWorkload(const Workload& workload) {
   Measured measured{.workload = workload};
   const auto systems = absl::GetFlag(FLAGS_systems);
+  const double ttft_ms = absl::GetFlag(FLAGS_unloaded_ttft_ms),
+               tpot_ms = absl::GetFlag(FLAGS_unloaded_tpot_ms);
   const Unloaded reference =
-      MeasureUnloaded(StartSystem("llama-2x1", OptionsFor({}))->client(), workload);
+      ttft_ms > 0 && tpot_ms > 0
+          ? Unloaded{.ttft_s = 1e-3 * ttft_ms, .tpot_s = 1e-3 * tpot_ms}
+          : MeasureUnloaded(StartSystem("llama-2x1", OptionsFor({}))->client(), workload);
   const double ttft_slo = absl::GetFlag(FLAGS_ttft_slo), tpot_slo = absl::GetFlag(FLAGS_tpot_slo);
   measured.slo = {.ttft_s = (ttft_slo > 0 ? ttft_slo : workload.slo.ttft) * reference.ttft_s,
                   .tpot_s = (tpot_slo > 0 ? tpot_slo : workload.slo.tpot) * reference.tpot_s};
