@@ -205,8 +205,8 @@ std::vector<Property> WorkerLimits() {
        "Requests that may wait; more are refused with RESOURCE_EXHAUSTED.", TextKind::kAny,
        1'000'000, 1},
       {"prefill_overtake_tokens", kUsers, &Config::prefill_overtake_tokens,
-       "How many tokens of shorter prompts may be computed before a longer one that came first. 0: "
-       "strictly first come, first served.",
+       "How many tokens of a tenant's shorter prompts may be computed before a longer one of its "
+       "own that came first. 0: strictly first come, first served.",
        TextKind::kAny, 1 << 20, 0},
       {"decode_kv_tokens", kUsers, &Config::decode_kv_tokens,
        "Tokens of KV for all sequences that are generated at once. When they need more, the "

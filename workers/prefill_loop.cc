@@ -348,7 +348,7 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
         first = active.get();
         first_position = active->computed;
       }
-      others = others || active->job.context->tenant() != first->job.context->tenant();
+      others = others || active->progress.tenant != first->progress.tenant;
       if (!others) first_tenants += active->may_compute - active->computed;
     }
     active->progress.total_tokens = static_cast<uint32_t>(active->job.tokens.size());

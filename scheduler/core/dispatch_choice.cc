@@ -236,9 +236,7 @@ void Dispatcher::Choice::PickHolders() {
 }
 
 double Dispatcher::Choice::AheadSeconds(const Hot& hot) const {
-  const double worked_s = std::max(0.0, now_s_ - hot.reported_s);
-  return std::max(0.0, hot.reported_ahead_s * hot.slowdown - worked_s) +
-         hot.assigned_ahead_s * hot.slowdown;
+  return hot.ReportedSeconds(now_s_) + hot.assigned_ahead_s * hot.slowdown;
 }
 
 Dispatcher::Choice::Ttft Dispatcher::Choice::PredictTtft(WorkerIndex index) const {

@@ -113,7 +113,7 @@ void Dispatcher::RefreshPrefill(WorkerIndex index, double step_s) {
   hot.prefill = cost;
   hot.full_step_s = std::max(1e-9, cost.Seconds(step_tokens));
   hot.per_step_token = 1.0 / step_tokens;
-  const double token_s = hot.full_step_s * hot.per_step_token;
+  const double token_s = hot.TokenSeconds();
   hot.reported_s = worker.reported_s;
   hot.reported_ahead_s = static_cast<double>(report.tokens_to_compute) * token_s;
   hot.assigned_ahead_s = static_cast<double>(worker.prefill_tokens) * token_s;
@@ -282,10 +282,7 @@ void Dispatcher::PromptComputed(AssignmentId id, double now_s) {
   if (own == prompts.end()) return;
   // Of the others' tokens no more are left than there were, nor than by time.
   const Hot& hot = hot_[assignment->prefill.worker];
-  const double token_s = hot.full_step_s * hot.per_step_token * hot.slowdown;
-  const double left = std::max(0.0, hot.reported_ahead_s * hot.slowdown -
-                                        std::max(0.0, now_s - worker->reported_s)) /
-                      token_s;
+  const double left = hot.ReportedSeconds(now_s) / (hot.TokenSeconds() * hot.slowdown);
   uint64_t& tokens = worker->report.tokens_to_compute;
   tokens -= std::min<uint64_t>(tokens, own->tokens_to_compute);
   tokens = std::min(tokens, static_cast<uint64_t>(left));
@@ -333,7 +330,7 @@ double Dispatcher::PrefillTokensPerSecond() const {
   double rate = 0;
   for (size_t i = 0; i < hot_.size(); ++i) {
     if ((bounds_.role[i] & Bounds::kPrefills) == 0) continue;
-    rate += 1 / (hot_[i].full_step_s * hot_[i].per_step_token);
+    rate += 1 / hot_[i].TokenSeconds();
   }
   return rate;
 }

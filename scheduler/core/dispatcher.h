@@ -3,6 +3,7 @@
 // passes time (seconds of any one clock) and random numbers in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -21,11 +22,11 @@ namespace tandem::scheduler {
 using WorkerIndex = uint32_t;
 inline constexpr WorkerIndex kNoWorker = UINT32_MAX;
 
-/// What a worker told of itself. A worker that takes neither is passed over: it drains, is silent,
-/// stalled, between two phases, or a store.
 /// Of an assignment, from Assign until both of its parts are released.
 using AssignmentId = uint64_t;
 
+/// What a worker told of itself. A worker that takes neither is passed over: it drains, is silent,
+/// stalled, between two phases, or a store.
 struct WorkerReport {
   struct Prompt {
     AssignmentId id = 0;
@@ -214,6 +215,13 @@ class Dispatcher {
     double full_step_s = 0;     // of L_m tokens
     double per_step_token = 0;  // 1 / L_m
     PrefillCost prefill;
+
+    // Of a token among many, on the device alone.
+    double TokenSeconds() const { return full_step_s * per_step_token; }
+    // What is left of the work that was reported, if it went as predicted.
+    double ReportedSeconds(double now_s) const {
+      return std::max(0.0, reported_ahead_s * slowdown - std::max(0.0, now_s - reported_s));
+    }
   };
   /// What bounds a worker's TTFT from below, and what its TPOT is made of, column by column: a
   /// choice goes over all of it, and looks at few workers' Hot.

@@ -315,9 +315,9 @@ class Overload {
     std::printf("of the steady tenant's %zu requests %zd were not served, alone %zd\n", own.size(),
                 refused(own), refused(alone));
     for (const Outcome& each : own) {
-      if (!each.complete())
-        std::printf("not served, due at %.2f s, %u prompt tokens: %s\n", each.due_s,
-                    each.prompt_tokens, each.error.c_str());
+      if (each.complete()) continue;
+      std::printf("not served, due at %.2f s, %u prompt tokens: %s\n", each.due_s,
+                  each.prompt_tokens, each.error.c_str());
     }
   }
 
