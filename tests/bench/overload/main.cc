@@ -308,8 +308,14 @@ class Overload {
     }
   }
 
-  void ReportFlood(double capacity, json& out) {
+  /// `most`: requests a second that can be computed.
+  void ReportFlood(double most, json& out) {
     const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds) / kFloodRounds;
+    // A tenant below its share is below it of what can be served in time.
+    const double tried_s = absl::GetFlag(FLAGS_other_seconds);
+    const double capacity = GoodPerSecond(Send({{"steady", most}}, tried_s), tried_s);
+    std::printf("when as many come: %.2f a second within their objectives\n", capacity);
+    if (capacity == 0) Die("nothing is served in time at the capacity: no share to be below");
     const double steady = 0.3 * capacity;
     const double flood = absl::GetFlag(FLAGS_overload) * capacity;
     std::vector<Outcome> alone, own;
