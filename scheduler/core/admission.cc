@@ -58,7 +58,17 @@ Admitted Admission::Refuse(Refusal refusal, std::string message, double retry_s)
           .retry_after_s = std::clamp(retry_s, options_.min_retry_s, options_.max_retry_s)};
 }
 
+/// While nobody waits, virtual time goes on as if two tenants shared the cluster: who needs less
+/// than half of it has something left when another one comes that wants it all.
+void Admission::PassTime(double now_s) {
+  if (n_queued_ == 0 && now_s > passed_s_) {
+    virtual_time_ += (now_s - passed_s_) * CapacityPerSecond() / 2;
+  }
+  passed_s_ = now_s;
+}
+
 Admitted Admission::Enqueue(const Arrival& arrival, double now_s) {
+  PassTime(now_s);
   Tenant& tenant = TenantOf(arrival.tenant);
   const TenantLimits& limits = tenant.limits;
   if (limits.requests_per_s > 0) {
@@ -159,7 +169,7 @@ double Admission::StartTag(const Tenant& tenant, double now_s) const {
 }
 
 bool Admission::BelowShare(const Tenant& tenant, double start_tag) const {
-  return start_tag < virtual_time_ &&
+  return start_tag < virtual_time_ && tenant.running <= n_running_ - tenant.running &&
          tenant.prefilling < std::max(kFewPrompts, n_prefilling_ - tenant.prefilling);
 }
 

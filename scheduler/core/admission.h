@@ -78,10 +78,11 @@ struct Admitted {
 ///
 /// Between tenants the queue is start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM '96): a tenant
 /// of weight w that always has work waiting gets at least its share of the work, whatever others
-/// send. What a tenant that is here has left of its share stays its own for a while: until it has
-/// caught up it is *below its share*, goes first, and does not wait for others' work to end. Within
-/// a tenant: by priority, then by arrival. When the queue is full the tenant with the most waiting
-/// for its weight loses its last request to one that has less.
+/// send. What a tenant that is here has left of its share, or of a half of the cluster while nobody
+/// had to wait, stays its own for a while: until it has caught up it is *below its share*, goes
+/// first, and does not wait for others' work to end. Within a tenant: by priority, then by arrival.
+/// When the queue is full the tenant with the most waiting for its weight loses its last request to
+/// one that has less.
 class Admission {
  public:
   struct Options {
@@ -112,8 +113,9 @@ class Admission {
   /// The request whose turn it is, left where it is.
   std::optional<Ticket> Peek() const;
   /// Of a tenant below its share, which may run one more though the workers are busy with others'
-  /// requests; of several, that whose turn comes first. None when there is no such tenant, or when
-  /// as many of its own prompts are being computed as others' (or a few, if that is more).
+  /// requests; of several, that whose turn comes first. None when there is no such tenant, when
+  /// more of its requests run than of others', or when as many of its own prompts are being
+  /// computed as others' (or a few, if that is more).
   std::optional<Ticket> PeekBelowShare() const;
   /// The waiting request runs from now on.
   void Start(Ticket ticket);
@@ -169,11 +171,13 @@ class Admission {
     double arrived_s = 0, compute_s = 0, waiting_s = 0, limit_s = 0;
   };
 
+  void PassTime(double now_s);
   Tenant& TenantOf(const std::string& name);
   std::optional<Ticket> Peek(bool below_share_only) const;
   bool MayRun(const Tenant& tenant) const;
   /// That of its next request, were it to come now.
   double StartTag(const Tenant& tenant, double now_s) const;
+  /// So that others must have taken what it has not: no more of its requests run than of theirs.
   bool BelowShare(const Tenant& tenant, double start_tag) const;
   /// Of `ttft.queue_s`, what the tenant's request would wait.
   double WorkerQueueSeconds(const Tenant& tenant, const PredictedTtft& ttft, double now_s) const;
@@ -190,6 +194,7 @@ class Admission {
   Ticket last_ticket_ = 0;
   uint32_t n_queued_ = 0, n_running_ = 0, n_prefilling_ = 0;
   double virtual_time_ = 0;
+  double passed_s_ = std::numeric_limits<double>::infinity();  // until when PassTime knows
   double capacity_per_s_ = 0;
 };
 

@@ -92,6 +92,35 @@ TEST(AdmissionTest, WhoHasLessThanItsShareGoesFirst) {
   EXPECT_FALSE(admission.PeekBelowShare()) << "and no more than that";
 }
 
+TEST(AdmissionTest, WhoNeededLessThanHalfGoesBeforeAFloodThatBegins) {
+  Admission admission({.work_per_s = 10, .credit_s = 2});
+  auto run = [&](const std::string& tenant, double now_s) {
+    const Ticket ticket = admission.Enqueue({.tenant = tenant}, now_s).ticket;
+    EXPECT_EQ(admission.Next(now_s), ticket);
+    admission.Prefilled(ticket, now_s);
+    return ticket;
+  };
+  // Three of the ten a second that can be served, one after the other.
+  double now_s = 0;
+  for (int i = 0; i < 30; ++i, now_s += 1.0 / 3) admission.Finish(run("steady", now_s));
+  for (int i = 0; i < 4; ++i) run("flood", now_s);
+  for (int i = 0; i < 3; ++i) {
+    const Ticket own = admission.Enqueue({.tenant = "steady"}, now_s).ticket;
+    ASSERT_EQ(admission.PeekBelowShare(), own) << i;
+    admission.Start(own);
+    admission.Prefilled(own, now_s);
+  }
+}
+
+TEST(AdmissionTest, AloneNobodyIsBelowItsShare) {
+  Admission admission({.work_per_s = 10});
+  const Ticket first = admission.Enqueue({.tenant = "only"}, 0).ticket;
+  admission.Start(first);
+  admission.Prefilled(first, 0);
+  admission.Enqueue({.tenant = "only"}, 5);
+  EXPECT_FALSE(admission.PeekBelowShare()) << "nobody else has taken the room that it waits for";
+}
+
 TEST(AdmissionTest, WhoHasComeBackHasNothingLeft) {
   Admission admission({.work_per_s = 10, .credit_s = 1, .credit_kept_s = 10});
   auto run = [&](const std::string& tenant, double now_s) {
