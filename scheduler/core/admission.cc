@@ -18,6 +18,9 @@ constexpr double kErrorQuantile = 0.95;
 constexpr double kNearLimit = 0.25;
 /// Prompts of a tenant below its share that workers may have, however few others' there are.
 constexpr uint32_t kFewPrompts = 2;
+/// So many times others' requests a tenant's may be, of those that run, for others to have taken
+/// room from it: in a burst of its own it may be ahead of them.
+constexpr uint32_t kTimesOthers = 2;
 
 }  // namespace
 
@@ -169,7 +172,8 @@ double Admission::StartTag(const Tenant& tenant, double now_s) const {
 }
 
 bool Admission::BelowShare(const Tenant& tenant, double start_tag) const {
-  return start_tag < virtual_time_ && tenant.running <= n_running_ - tenant.running &&
+  const uint32_t others = n_running_ - tenant.running;
+  return start_tag < virtual_time_ && tenant.running <= kTimesOthers * others &&
          tenant.prefilling < std::max(kFewPrompts, n_prefilling_ - tenant.prefilling);
 }
 

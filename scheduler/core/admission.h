@@ -177,7 +177,7 @@ class Admission {
   bool MayRun(const Tenant& tenant) const;
   /// That of its next request, were it to come now.
   double StartTag(const Tenant& tenant, double now_s) const;
-  /// So that others must have taken what it has not: no more of its requests run than of theirs.
+  /// So that others must have taken what it has not: of three that run, one is another's.
   bool BelowShare(const Tenant& tenant, double start_tag) const;
   /// Of `ttft.queue_s`, what the tenant's request would wait.
   double WorkerQueueSeconds(const Tenant& tenant, const PredictedTtft& ttft, double now_s) const;

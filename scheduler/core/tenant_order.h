@@ -16,7 +16,7 @@ namespace tandem::scheduler {
 class TenantOrder {
  public:
   /// Tokens, for a weight of 1.
-  static constexpr double kCredit = 512;
+  static constexpr double kCredit = 2048;
 
   /// Prompts in a row of one tenant after which no other is expected.
   static constexpr uint32_t kExpected = 100;

@@ -104,12 +104,14 @@ TEST(AdmissionTest, WhoNeededLessThanHalfGoesBeforeAFloodThatBegins) {
   double now_s = 0;
   for (int i = 0; i < 30; ++i, now_s += 1.0 / 3) admission.Finish(run("steady", now_s));
   for (int i = 0; i < 4; ++i) run("flood", now_s);
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 9; ++i) {
     const Ticket own = admission.Enqueue({.tenant = "steady"}, now_s).ticket;
     ASSERT_EQ(admission.PeekBelowShare(), own) << i;
     admission.Start(own);
     admission.Prefilled(own, now_s);
   }
+  admission.Enqueue({.tenant = "steady"}, now_s);
+  EXPECT_FALSE(admission.PeekBelowShare()) << "it has most of what runs";
 }
 
 TEST(AdmissionTest, AloneNobodyIsBelowItsShare) {
