@@ -114,8 +114,8 @@ class Admission {
   std::optional<Ticket> Peek() const;
   /// Of a tenant below its share, which may run one more though the workers are busy with others'
   /// requests; of several, that whose turn comes first. None when there is no such tenant, when
-  /// more of its requests run than of others', or when as many of its own prompts are being
-  /// computed as others' (or a few, if that is more).
+  /// more than two thirds of the requests that run are its own, or when as many of its own prompts
+  /// are being computed as others' (or a few, if that is more).
   std::optional<Ticket> PeekBelowShare() const;
   /// The waiting request runs from now on.
   void Start(Ticket ticket);
