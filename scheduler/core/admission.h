@@ -177,7 +177,8 @@ class Admission {
   bool MayRun(const Tenant& tenant) const;
   /// That of its next request, were it to come now.
   double StartTag(const Tenant& tenant, double now_s) const;
-  /// So that others must have taken what it has not: of three that run, one is another's.
+  /// Whether it has had less than its share because of others: one in three of the requests that
+  /// run is another's, and few of its own prompts are being computed.
   bool BelowShare(const Tenant& tenant, double start_tag) const;
   /// Of `ttft.queue_s`, what the tenant's request would wait.
   double WorkerQueueSeconds(const Tenant& tenant, const PredictedTtft& ttft, double now_s) const;

@@ -101,6 +101,7 @@ struct Setting {
   Objectives objectives;
   planner::Workload requests;
   uint32_t workers = 0;
+  double most_rps = 0;
 
   double Attained(const std::vector<double>& ttft_s, const std::vector<double>& tpot_s) const {
     return planner::Attained(ttft_s, tpot_s, objectives.ttft_s, objectives.tpot_s).both;
@@ -124,6 +125,25 @@ Objectives ObjectivesOf(const Model& model, const Workload& workload) {
 planner::Workload Requests(const Workload& workload, uint32_t workers) {
   const uint32_t n = std::max(2'000u, workers * absl::GetFlag(FLAGS_requests));
   return ForSimulator(MakeTrace(workload, {.requests = n, .seed = absl::GetFlag(FLAGS_seed)}));
+}
+
+/// What the workers could compute if they were never idle, prompts came in full steps and batches
+/// were always those that cost least a token: no schedule that serves all requests does more.
+double MostRps(const planner::WorkerSpeed& speed, const planner::Workload& requests,
+               uint32_t workers) {
+  const scheduler::PrefillCost& prefill = speed.latency.prefill;
+  double work_s = 0;
+  for (const planner::WorkloadRequest& request : requests) {
+    double token_s = std::numeric_limits<double>::infinity();
+    const uint64_t context = request.prompt_tokens + request.output_tokens / 2;
+    for (uint32_t n = 1; n <= speed.max_sequences; ++n) {
+      token_s = std::min(token_s, speed.latency.decode.StepSeconds(n, n * context) / n);
+    }
+    const double full_steps = 1.0 * request.prompt_tokens / speed.StepTokens();
+    work_s += prefill.Seconds(request.prompt_tokens) + (full_steps - 1) * prefill.base_s +
+              (request.output_tokens - 1) * token_s;
+  }
+  return workers * static_cast<double>(requests.size()) / work_s;
 }
 
 planner::SimulationResult Simulated(const Setting& setting, std::vector<SimulatedWorker> workers,
@@ -188,25 +208,6 @@ AttainmentAt SimulatorsPeer(const Setting& setting) {
   };
 }
 
-/// What the workers could compute if they were never idle, prompts came in full steps and batches
-/// were always those that cost least a token: no schedule that serves all requests does more.
-double MostRps(const Setting& setting) {
-  const planner::WorkerSpeed& speed = setting.model.speed;
-  const scheduler::PrefillCost& prefill = speed.latency.prefill;
-  double work_s = 0;
-  for (const planner::WorkloadRequest& request : setting.requests) {
-    double token_s = std::numeric_limits<double>::infinity();
-    const uint64_t context = request.prompt_tokens + request.output_tokens / 2;
-    for (uint32_t n = 1; n <= speed.max_sequences; ++n) {
-      token_s = std::min(token_s, speed.latency.decode.StepSeconds(n, n * context) / n);
-    }
-    const double full_steps = 1.0 * request.prompt_tokens / speed.StepTokens();
-    work_s += prefill.Seconds(request.prompt_tokens) + (full_steps - 1) * prefill.base_s +
-              (request.output_tokens - 1) * token_s;
-  }
-  return setting.workers * static_cast<double>(setting.requests.size()) / work_s;
-}
-
 /// The highest rate with an attainment of 90 %, to within 1 %, and no more than can be computed in
 /// the long run; 0 when it is not above `at_least`.
 double Goodput(const Setting& setting, const AttainmentAt& attainment, double at_least = 0) {
@@ -216,15 +217,17 @@ double Goodput(const Setting& setting, const AttainmentAt& attainment, double at
   const double rps = planner::HighestPassingRate(top, top / 256, [&](double rate) {
                        return absl::StatusOr<bool>(attainment(rate) >= kGood);
                      }).value();
-  return std::min(rps, MostRps(setting));
+  return std::min(rps, setting.most_rps);
 }
 
 /// Goodputs of all arms, and Tandem's best over the peer's best.
 ordered_json Measure(const Model& model, const Workload& workload, uint32_t workers) {
+  const planner::Workload requests = Requests(workload, workers);
   const Setting setting = {.model = model,
                            .objectives = ObjectivesOf(model, workload),
-                           .requests = Requests(workload, workers),
-                           .workers = workers};
+                           .requests = requests,
+                           .workers = workers,
+                           .most_rps = MostRps(model.speed, requests, workers)};
   const double peer = Goodput(setting, Peer(setting, false));
   const double peer_by_turns = Goodput(setting, Peer(setting, true));
   const double simulators_peer = Goodput(setting, SimulatorsPeer(setting));
@@ -239,11 +242,10 @@ ordered_json Measure(const Model& model, const Workload& workload, uint32_t work
   }
   const double best_peer = std::max(peer, simulators_peer);
   const double ratio = std::max(mixed, split) / best_peer;
-  const double most = MostRps(setting);
   absl::PrintF(
       "%-22s %-8s %5d  %8.2f  %8.2f  %8.2f  %8.2f  %8.2f  %2d : %-2d  %5.2f  %8.2f  %5.2f\n",
       model.name, workload.name, workers, peer, peer_by_turns, simulators_peer, mixed, split,
-      prefill, workers - prefill, ratio, most, most / best_peer);
+      prefill, workers - prefill, ratio, setting.most_rps, setting.most_rps / best_peer);
   std::fflush(stdout);
   return {{"model", model.name},
           {"workload", workload.name},
@@ -257,7 +259,7 @@ ordered_json Measure(const Model& model, const Workload& workload, uint32_t work
           {"split_rps", split},
           {"prefill_workers", prefill},
           {"ratio", ratio},
-          {"most_rps", most}};
+          {"most_rps", setting.most_rps}};
 }
 
 int Main() {

@@ -149,12 +149,17 @@ class Overload {
                 kCalmAfterS, 1e3 * late, 1e3 * p50, 1e3 * late90, 1e3 * p90);
   }
 
+  /// When so many come.
+  double MeasureGoodput(double per_s) {
+    const double seconds = absl::GetFlag(FLAGS_other_seconds);
+    return GoodPerSecond(Send({{"steady", per_s}}, seconds), seconds);
+  }
+
   /// At each of kShares.
   std::array<double, kShares.size()> MeasureGoodputs(double capacity) {
-    const double seconds = absl::GetFlag(FLAGS_other_seconds);
     std::array<double, kShares.size()> per_s;
     for (size_t i = 0; i < kShares.size(); ++i) {
-      per_s[i] = GoodPerSecond(Send({{"steady", kShares[i] * capacity}}, seconds), seconds);
+      per_s[i] = MeasureGoodput(kShares[i] * capacity);
       std::printf("at %.1f of it: %.2f a second within their objectives\n", kShares[i], per_s[i]);
     }
     return per_s;
@@ -312,8 +317,7 @@ class Overload {
   void ReportFlood(double most, json& out) {
     const double seconds = 2 * absl::GetFlag(FLAGS_other_seconds) / kFloodRounds;
     // A tenant below its share is below it of what can be served in time.
-    const double tried_s = absl::GetFlag(FLAGS_other_seconds);
-    const double capacity = GoodPerSecond(Send({{"steady", most}}, tried_s), tried_s);
+    const double capacity = MeasureGoodput(most);
     std::printf("when as many come: %.2f a second within their objectives\n", capacity);
     if (capacity == 0) Die("nothing is served in time at the capacity: no share to be below");
     const double steady = 0.3 * capacity;
