@@ -79,7 +79,7 @@ absl::Status PrefillLoop::Submit(PrefillJob job) {
                                                      options_.max_queued));
   }
   active->place = order_.Enter(active->job.context->tenant(), static_cast<double>(n),
-                               active->job.tenant_weight);
+                               active->job.tenant_weight, clock_.seconds());
   active->progress.tenant = active->job.context->tenant();
   InsertByTag(waiting_, std::move(active));
   ++unfinished_;
@@ -168,7 +168,7 @@ bool PrefillLoop::WaitForWork() {
   if (computing_.empty()) PublishLoad();
   std::unique_lock lock(mutex_);
   if (computing_.empty()) {
-    if (waiting_.empty()) order_.Idle();
+    if (waiting_.empty()) order_.Idle(clock_.seconds());
     wake_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
   }
   return !stopping_;
@@ -339,17 +339,21 @@ bool PrefillLoop::AwaitTurn() {
 uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector<Active*>& owners) {
   std::vector<Active*> prompts;
   std::vector<scheduler::PromptProgress*> progress;
-  uint32_t first_position = 0, n_ready = 0, first_tenants = 0;
+  // Of the first that can be computed, and those of its tenant next to it.
   const Active* first = nullptr;
+  uint32_t first_position = 0, first_tenants = 0, n_first = 0;
   bool others = false;
   for (const auto& active : computing_) {
     if (active->may_compute > active->computed) {
-      if (n_ready++ == 0) {
+      if (first == nullptr) {
         first = active.get();
         first_position = active->computed;
       }
       others = others || active->progress.tenant != first->progress.tenant;
-      if (!others) first_tenants += active->may_compute - active->computed;
+      if (!others) {
+        ++n_first;
+        first_tenants += active->may_compute - active->computed;
+      }
     }
     active->progress.total_tokens = static_cast<uint32_t>(active->job.tokens.size());
     active->progress.computed_tokens = active->computed;
@@ -359,7 +363,7 @@ uint32_t PrefillLoop::PlanStep(std::vector<Engine::StepItem>& items, std::vector
   }
   const scheduler::LatencyModel model = speed_->model();
   uint32_t budget =
-      scheduler::StepTokens(n_ready, first->place.yields, engine_->options().step_tokens, model);
+      scheduler::StepTokens(n_first, first->place.yields, engine_->options().step_tokens, model);
   if (others && !first->place.yields && first_tenants < budget) {
     budget = scheduler::PieceTokens(
         model.prefill, first_position,

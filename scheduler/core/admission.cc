@@ -20,7 +20,7 @@ constexpr double kNearLimit = 0.25;
 constexpr uint32_t kFewPrompts = 2;
 /// So many times others' requests a tenant's may be, of those that run, for others to have taken
 /// room from it: in a burst of its own it may be ahead of them.
-constexpr uint32_t kTimesOthers = 2;
+constexpr uint32_t kTimesOthers = 4;
 
 }  // namespace
 

@@ -114,7 +114,7 @@ class Admission {
   std::optional<Ticket> Peek() const;
   /// Of a tenant below its share, which may run one more though the workers are busy with others'
   /// requests; of several, that whose turn comes first. None when there is no such tenant, when
-  /// more than two thirds of the requests that run are its own, or when as many of its own prompts
+  /// more than four fifths of the requests that run are its own, or when as many of its own prompts
   /// are being computed as others' (or a few, if that is more).
   std::optional<Ticket> PeekBelowShare() const;
   /// The waiting request runs from now on.
@@ -177,7 +177,7 @@ class Admission {
   bool MayRun(const Tenant& tenant) const;
   /// That of its next request, were it to come now.
   double StartTag(const Tenant& tenant, double now_s) const;
-  /// Whether it has had less than its share because of others: one in three of the requests that
+  /// Whether it has had less than its share because of others: one in five of the requests that
   /// run is another's, and few of its own prompts are being computed.
   bool BelowShare(const Tenant& tenant, double start_tag) const;
   /// Of `ttft.queue_s`, what the tenant's request would wait.

@@ -46,10 +46,10 @@ struct PrefillPiece {
 std::vector<PrefillPiece> PlanPrefillStep(std::span<PromptProgress* const> prompts,
                                           uint32_t step_tokens, uint64_t overtake_tokens);
 
-/// The most tokens of a step over `n_ready` prompts, for an engine whose steps have room for
-/// `engine_tokens`: more than saturate it would only delay the first of several prompts, or one
-/// that may come (`yields`, see TenantOrder), and cost a lone one what each further step costs by
-/// itself.
+/// The most tokens of a step over `n_ready` prompts of the tenant whose turn it is, for an engine
+/// whose steps have room for `engine_tokens`: more than saturate it would only delay the first of
+/// several prompts, or one that may come (`yields`, see TenantOrder), and cost a lone one what each
+/// further step costs by itself.
 inline uint32_t StepTokens(size_t n_ready, bool yields, uint32_t engine_tokens,
                            const LatencyModel& latency) {
   return n_ready > 1 || yields ? std::min(engine_tokens, latency.saturation_tokens) : engine_tokens;

@@ -10,29 +10,38 @@ constexpr size_t kMostTenants = 1024;
 
 }  // namespace
 
-TenantOrder::Place TenantOrder::Enter(const std::string& tenant, double tokens, double weight) {
-  if (next_tag_.size() >= kMostTenants && !next_tag_.contains(tenant)) Forget();
-  const double earliest = virtual_time_ - kCredit / weight;
-  double& next = next_tag_.try_emplace(tenant, earliest).first->second;
-  const double tag = std::max(next, earliest);
-  next = tag + tokens / weight;
-  if (tenant == last_tenant_) {
-    in_a_row_ = std::min(in_a_row_ + 1, kExpected);
-  } else {
-    in_a_row_ = last_tenant_.empty() ? kExpected : 0;
-    last_tenant_ = tenant;
+TenantOrder::Place TenantOrder::Enter(const std::string& name, double tokens, double weight,
+                                      double now_s) {
+  if (tenants_.size() >= kMostTenants && !tenants_.contains(name)) Forget(now_s);
+  if (const auto last = tenants_.find(last_tenant_); name != last_tenant_) {
+    if (last != tenants_.end()) other_s_ = last->second.last_s;
+    last_tenant_ = name;
   }
-  return {.tag = tag, .yields = in_a_row_ < kExpected && tag >= virtual_time_};
+  Tenant& tenant = tenants_[name];
+  const bool about = now_s - tenant.last_s < kAboutS;
+  const double tag = std::max(tenant.next_tag, virtual_time_ - (about ? kCredit / weight : 0));
+  tenant = {.next_tag = tag + tokens / weight, .last_s = now_s};
+  last_tag_ = std::max(last_tag_, tenant.next_tag);
+  return {.tag = tag, .yields = now_s - other_s_ < kAboutS && tag >= virtual_time_};
 }
 
 void TenantOrder::Begin(double tag) { virtual_time_ = std::max(virtual_time_, tag); }
 
-/// Those whose next prompt would get the same tag as a stranger's; if that is nobody, everybody:
-/// among so many tenants nobody floods.
-void TenantOrder::Forget() {
-  absl::erase_if(next_tag_,
-                 [this](const auto& each) { return each.second <= virtual_time_ - kCredit; });
-  if (next_tag_.size() >= kMostTenants) next_tag_.clear();
+void TenantOrder::Idle(double now_s) {
+  virtual_time_ = std::max(virtual_time_, last_tag_);
+  const auto last = tenants_.find(last_tenant_);
+  if (last != tenants_.end() && now_s - other_s_ >= kAboutS) {
+    last->second.next_tag = virtual_time_ - kCredit;
+  }
+}
+
+/// Strangers by now, that have not had more than others; if those are too few, everybody: among so
+/// many tenants nobody floods.
+void TenantOrder::Forget(double now_s) {
+  absl::erase_if(tenants_, [&](const auto& each) {
+    return now_s - each.second.last_s >= kAboutS && each.second.next_tag <= virtual_time_;
+  });
+  if (tenants_.size() >= kMostTenants) tenants_.clear();
 }
 
 }  // namespace tandem::scheduler

@@ -2,7 +2,8 @@
 // not hold up another. Used by the worker's prefill loop. No threads: one caller at a time.
 #pragma once
 
-#include <cstdint>
+#include <cstddef>
+#include <limits>
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
@@ -10,16 +11,17 @@
 namespace tandem::scheduler {
 
 /// Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM '96): prompts are computed by rising tag,
-/// of equal ones the first that came. A tenant's own keep their order. One that has asked for less
-/// than its share may be ahead by a small credit, so that a few prompts at once of a tenant that is
-/// seldom here go before those of one that always has some.
+/// of equal ones the first that came. A tenant's own keep their order. One that is *about*, that
+/// has sent something in the last seconds, and has asked for less than others is ahead of them by a
+/// small credit, so that its bursts go before prompts of one that floods. Times are seconds of any
+/// one clock.
 class TenantOrder {
  public:
   /// Tokens, for a weight of 1.
   static constexpr double kCredit = 2048;
 
-  /// Prompts in a row of one tenant after which no other is expected.
-  static constexpr uint32_t kExpected = 100;
+  /// For how long after its last prompt a tenant is about.
+  static constexpr double kAboutS = 10;
 
   struct Place {
     double tag = 0;
@@ -28,22 +30,29 @@ class TenantOrder {
     bool yields = false;
   };
   /// Of a prompt of `tokens` tokens that has come. REQUIRES: weight > 0.
-  Place Enter(const std::string& tenant, double tokens, double weight);
+  Place Enter(const std::string& tenant, double tokens, double weight, double now_s);
   /// A prompt with this tag is being computed.
   void Begin(double tag);
-  /// Nothing is left to compute: nobody has had more than another any more.
-  void Idle() { next_tag_.clear(); }
+  /// Nothing is left to compute: who has had more than others need not wait for them any more, and
+  /// one that nobody else has been about beside has its credit, since it needs less than all.
+  void Idle(double now_s);
 
   /// Tenants of which something is known.
-  size_t remembered() const { return next_tag_.size(); }
+  size_t remembered() const { return tenants_.size(); }
 
  private:
-  void Forget();
+  struct Tenant {
+    double next_tag = 0;
+    double last_s = -std::numeric_limits<double>::infinity();
+  };
+
+  void Forget(double now_s);
 
   double virtual_time_ = 0;
+  double last_tag_ = 0;  // the highest that a prompt to come would get
   std::string last_tenant_;
-  uint32_t in_a_row_ = kExpected;  // of the last tenant, since another's
-  absl::flat_hash_map<std::string, double> next_tag_;
+  double other_s_ = -std::numeric_limits<double>::infinity();  // when another was about
+  absl::flat_hash_map<std::string, Tenant> tenants_;
 };
 
 }  // namespace tandem::scheduler

@@ -297,12 +297,12 @@ class Overload {
         1e3 * sum.decode_s / tokens);
   }
 
-  /// The three whose first token took longest, and why.
+  /// The few whose first token took longest, and why.
   static void ReportSlowest(std::vector<Outcome> outcomes) {
     std::erase_if(outcomes, [](const Outcome& each) { return !each.complete(); });
     std::sort(outcomes.begin(), outcomes.end(),
               [](const auto& a, const auto& b) { return a.ttft_s() > b.ttft_s(); });
-    for (size_t i = 0; i < std::min<size_t>(3, outcomes.size()); ++i) {
+    for (size_t i = 0; i < std::min<size_t>(5, outcomes.size()); ++i) {
       const Outcome& each = outcomes[i];
       std::printf(
           "slow, due at %.2f s: %u prompt tokens, TTFT %.0f ms, of which in the router's queue "
@@ -333,6 +333,7 @@ class Overload {
       }
     }
     ReportParts(alone);
+    ReportSlowest(alone);
     ReportParts(own);
     ReportSlowest(own);
     auto refused = [](const std::vector<Outcome>& outcomes) {

@@ -103,7 +103,7 @@ TEST(AdmissionTest, WhoNeededLessThanHalfGoesBeforeAFloodThatBegins) {
   // Three of the ten a second that can be served, one after the other.
   double now_s = 0;
   for (int i = 0; i < 30; ++i, now_s += 1.0 / 3) admission.Finish(run("steady", now_s));
-  for (int i = 0; i < 4; ++i) run("flood", now_s);
+  for (int i = 0; i < 2; ++i) run("flood", now_s);
   for (int i = 0; i < 9; ++i) {
     const Ticket own = admission.Enqueue({.tenant = "steady"}, now_s).ticket;
     ASSERT_EQ(admission.PeekBelowShare(), own) << i;
