@@ -5,9 +5,10 @@
 // A visit is a connection of its own, so that TCP's round trip is of now. It asks for filler only
 // when the bandwidth was not measured lately, for so much that the link should be busy for 40 ms or
 // seven round trips; of a link that nobody knows, first for 48 KiB and then for four times as much,
-// until it takes long enough. Filler may take a share of the time, over all links (ProbeBudget), of
-// which the other end keeps account for its own port as well: nodes with many peers visit them in
-// turn, those whose bandwidth was measured longest ago first.
+// until it takes long enough. A probe that does not agree with what is known is followed by another
+// at once: the link may have changed. Filler may take a share of the time, over all links
+// (ProbeBudget), of which the other end keeps account for its own port as well: nodes with many
+// peers visit them in turn, those whose bandwidth was measured longest ago first.
 #pragma once
 
 #include <boost/asio/awaitable.hpp>

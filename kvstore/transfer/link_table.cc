@@ -15,8 +15,6 @@ constexpr absl::Duration kHalfLife = absl::Seconds(4);
 constexpr absl::Duration kUsual = absl::Minutes(30);
 /// What the other node told, and a round trip, are of no use after so long.
 constexpr absl::Duration kForgotten = absl::Minutes(1);
-/// Samples agree when they differ by no more.
-constexpr double kAgree = 0.1;
 /// So much weight is missing from every confidence: that of one sample is 0.8.
 constexpr double kDoubt = 0.25;
 
@@ -144,7 +142,7 @@ LinkEstimate LinkTable::Estimate(const std::string& address, const Link& link, a
   }
   double agreeing = 0;
   for (const auto& [rate, weight] : weighted) {
-    if (std::abs(rate - estimate.bytes_per_s) <= kAgree * estimate.bytes_per_s) agreeing += weight;
+    if (estimate.agrees(rate)) agreeing += weight;
   }
   estimate.confidence = agreeing / (whole + kDoubt) * Halvings(now - newest, absl::Minutes(1));
   return estimate;

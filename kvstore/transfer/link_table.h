@@ -3,6 +3,7 @@
 // whoever reports it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -37,6 +38,10 @@ struct LinkEstimate {
   /// The two ends do not agree on each other's address: a NAT, a proxy or a relay lies between.
   bool relayed = false;
 
+  /// Samples agree that differ by a tenth at most.
+  bool agrees(double sample_bytes_per_s) const {
+    return std::abs(sample_bytes_per_s - bytes_per_s) <= 0.1 * bytes_per_s;
+  }
   /// Less than half of what it usually is.
   bool degraded() const { return bytes_per_s > 0 && 2 * bytes_per_s < usual_bytes_per_s; }
   /// One direction has at least twice the other's bandwidth.

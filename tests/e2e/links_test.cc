@@ -109,6 +109,7 @@ TEST_P(ProbesTest, MeasureALinkAndFollowItWithAHundredthOfIt) {
   if (other < mbit) {
     EXPECT_TRUE(WaitFor([&] { return Value("state", "state=\"degraded\"") == 1; }));
   }
+  WaitProbe();  // the link stays as it is for as long as it takes to be sure
   const double back_s = follow(mbit);
   EXPECT_TRUE(WaitFor([&] { return Value("state", "state=\"degraded\"") == 0; }));
   std::printf("| %.0f | %.1f s | %.1f | %+.1f %% | %.0f %% | %.2f %% | %.0f: %.1f s | %.1f s |\n",

@@ -297,7 +297,7 @@ class Overload {
         1e3 * sum.decode_s / tokens);
   }
 
-  /// The few whose first token took longest, and why.
+  /// Those whose first token took longest, and why.
   static void ReportSlowest(std::vector<Outcome> outcomes) {
     std::erase_if(outcomes, [](const Outcome& each) { return !each.complete(); });
     std::sort(outcomes.begin(), outcomes.end(),
