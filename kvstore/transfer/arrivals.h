@@ -40,7 +40,7 @@ class Arrivals {
   /// came then came after a pause of the sender's, which had no core, or nothing to send.
   Timed Tail() const {
     if (moments_.size() < 2) return {};
-    const Moment& last = moments_.back();
+    const Moment& last = Last();
     const auto first = std::find_if(moments_.begin(), moments_.end(), [&](const Moment& moment) {
       return moment.bytes * 3 >= last.bytes * 2;
     });
@@ -49,13 +49,23 @@ class Arrivals {
   }
 
  private:
-  static constexpr size_t kMoments = 512, kFewMoments = 16;
+  static constexpr size_t kMoments = 512, kFewMoments = 16, kEnough = 6;
   /// A tail is one part of so many of all bytes, at least.
   static constexpr uint64_t kLeastPart = 6;
   struct Moment {
     Clock::time_point at;
     uint64_t bytes;
   };
+  /// A token bucket lets a packet go when the time of the one before it has passed: a shorter one
+  /// at the end, as late as a whole one, is left out where enough others came.
+  const Moment& Last() const {
+    size_t end = moments_.size();
+    while (end > kEnough && moments_[end - 1].bytes == moments_[end - 2].bytes) --end;
+    if (end <= kEnough) return moments_.back();
+    const uint64_t piece = moments_[end - 1].bytes - moments_[end - 2].bytes;
+    const uint64_t before = moments_[end - 2].bytes - moments_[end - 3].bytes;
+    return moments_[piece < before ? end - 2 : end - 1];
+  }
   /// However much comes, little is kept: every second one goes, of those to come as well.
   void Thin() {
     stride_ *= 2;

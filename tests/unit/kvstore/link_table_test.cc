@@ -155,6 +155,18 @@ TEST(ArrivalsTest, TheTailIsTheLinksOwnRate) {
   }
 }
 
+TEST(ArrivalsTest, AShortPacketThatABucketHeldBackIsNotWaitedFor) {
+  Arrivals arrivals;
+  const Arrivals::Clock::time_point start;
+  // 1 MB/s: each packet goes when the time of the one before it has passed, also the last.
+  for (int i = 0; i < 10; ++i) {
+    arrivals.Add(i < 9 ? 9000 : 1000, true, start + std::chrono::milliseconds(9 * i));
+  }
+  arrivals.End(start + std::chrono::milliseconds(82));
+  const Timed tail = arrivals.Tail();
+  EXPECT_DOUBLE_EQ(static_cast<double>(tail.bytes) / tail.seconds, 1e6);
+}
+
 TEST(ArrivalsTest, ASendersPauseIsNotTheLinks) {
   Arrivals arrivals;
   const Arrivals::Clock::time_point start;
