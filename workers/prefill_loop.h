@@ -207,6 +207,7 @@ class PrefillLoop {
   WorkerMetrics* const metrics_;
   KvMetrics* const kv_metrics_;
   const Options options_;
+  const Stopwatch clock_;  // for order_
 
   // The loop thread's own.
   ActiveList computing_;  // by rising tag
@@ -219,7 +220,6 @@ class PrefillLoop {
   // Guarded by mutex_.
   std::deque<std::unique_ptr<Active>> waiting_;  // by rising tag
   scheduler::TenantOrder order_;
-  const Stopwatch clock_;  // for order_
   uint64_t buffer_reserved_bytes_ = 0;
   uint32_t unfinished_ = 0;
   LoopLoad published_load_;

@@ -60,7 +60,7 @@ class Arrivals {
   /// at the end, as late as a whole one, is left out where enough others came.
   const Moment& Last() const {
     size_t end = moments_.size();
-    while (end > kEnough && moments_[end - 1].bytes == moments_[end - 2].bytes) --end;
+    if (end > kEnough && moments_[end - 1].bytes == moments_[end - 2].bytes) --end;
     if (end <= kEnough) return moments_.back();
     const uint64_t piece = moments_[end - 1].bytes - moments_[end - 2].bytes;
     const uint64_t before = moments_[end - 2].bytes - moments_[end - 3].bytes;

@@ -37,9 +37,11 @@ constexpr uint32_t kLeastFills = 3, kMostFills = 2048, kGrowth = 4;
 constexpr uint32_t kManyFills = 256;
 /// A link that has become so much slower is told so by what has come; the rest is not waited for.
 constexpr double kPatience = 1.2, kPatienceS = 0.005, kUnknownPatienceS = 1;
-/// Kept for the probes that tell whether a link has changed when one says so.
+/// Kept for the probes that tell whether a link has changed when one says so, once it has been
+/// measured a few times; so many follow at once, then it is others' turn: some links never agree.
 constexpr double kReserveS = 0.045;
 constexpr uint64_t kFewSamples = 3;
+constexpr uint32_t kConfirmations = 2;
 /// Of the share, the rest is for what is not counted: acknowledgements, lost packets.
 constexpr double kOwnUse = 0.9;
 /// Headers of frames, TCP, IP and Ethernet, by the bytes that they carry.
@@ -107,8 +109,10 @@ class LinkProber::Loop : public std::enable_shared_from_this<Loop> {
     /// link seemed to be. 0: as the table says.
     uint32_t fills = 0;
     double seemed_bytes_per_s = 0;
-    /// The last probe did not agree with what was known: the next one comes at once.
-    bool unsettled = false;
+    /// So many of the last probes, one after the other, did not agree with what was known.
+    uint32_t in_doubt = 0;
+    /// The next one comes at once.
+    bool unsettled() const { return in_doubt > 0 && in_doubt <= kConfirmations; }
   };
   struct Step {
     std::string address;
@@ -214,7 +218,7 @@ LinkProber::Loop::Step LinkProber::Loop::Next(absl::Time now) {
   for (const auto& [address, peer] : peers_) {
     if (peer.ping_at < ping.at) ping = {.address = address, .at = peer.ping_at};
     const absl::Time measured =
-        peer.unsettled ? absl::InfinitePast() : options_.links->RateMeasured(address);
+        peer.unsettled() ? absl::InfinitePast() : options_.links->RateMeasured(address);
     const absl::Time at = std::max(peer.fill_at, measured + kInterval);
     if (at <= now ? measured < oldest || fill.at > now : at < fill.at) {
       fill = {.address = address, .at = at};
@@ -226,7 +230,7 @@ LinkProber::Loop::Step LinkProber::Loop::Next(absl::Time now) {
   const LinkEstimate link = options_.links->Get(fill.address, now);
   fill.fills = peer.fills > 0 ? peer.fills : FillsFor(link);
   fill.seconds = FillSeconds(fill.fills, std::max(link.bytes_per_s, peer.seemed_bytes_per_s));
-  const double reserve_s = link.samples < kFewSamples || peer.unsettled ? 0 : kReserveS;
+  const double reserve_s = link.samples < kFewSamples || peer.unsettled() ? 0 : kReserveS;
   fill.at = std::max(fill.at, now + budget_.Until(fill.seconds + reserve_s, now));
   return fill.at <= ping.at || fill.at <= now ? fill : ping;
 }
@@ -264,10 +268,10 @@ void LinkProber::Loop::Take(const Step& step, const Answer& answer) {
                 step.address, answer.fills, step.fills, answer.seconds, tail.bytes, tail.seconds);
   peer->second.fills = 0;
   peer->second.seemed_bytes_per_s = 0;
-  const double sample = static_cast<double>(tail.bytes) / tail.seconds;
-  peer->second.unsettled =
-      told && before.bytes_per_s > 0 && !(before.agrees(sample) && link.agrees(sample));
-  if (peer->second.unsettled) peer->second.fill_at = now;
+  const double sample = told ? static_cast<double>(tail.bytes) / tail.seconds : 0;
+  const bool agrees = before.agrees(sample) && link.agrees(sample);
+  peer->second.in_doubt = told && before.bytes_per_s > 0 && !agrees ? peer->second.in_doubt + 1 : 0;
+  if (peer->second.unsettled()) peer->second.fill_at = now;
   // Long enough, and yet it did not tell: this end was too busy to see it.
   if (told || answer.seconds >= BusySeconds(link.rtt_s)) return;
   peer->second.fills = std::min(kMostFills, step.fills * kGrowth);

@@ -13,10 +13,11 @@ constexpr size_t kMostTenants = 1024;
 TenantOrder::Place TenantOrder::Enter(const std::string& name, double tokens, double weight,
                                       double now_s) {
   if (tenants_.size() >= kMostTenants && !tenants_.contains(name)) Forget(now_s);
-  if (const auto last = tenants_.find(last_tenant_); name != last_tenant_) {
-    if (last != tenants_.end()) other_s_ = last->second.last_s;
+  if (name != last_tenant_) {
+    other_s_ = last_s_;
     last_tenant_ = name;
   }
+  last_s_ = now_s;
   Tenant& tenant = tenants_[name];
   const bool about = now_s - tenant.last_s < kAboutS;
   const double tag = std::max(tenant.next_tag, virtual_time_ - (about ? kCredit / weight : 0));
@@ -31,7 +32,7 @@ void TenantOrder::Idle(double now_s) {
   virtual_time_ = std::max(virtual_time_, last_tag_);
   const auto last = tenants_.find(last_tenant_);
   if (last != tenants_.end() && now_s - other_s_ >= kAboutS) {
-    last->second.next_tag = virtual_time_ - kCredit;
+    last->second.next_tag = kLongAgo;
   }
 }
 

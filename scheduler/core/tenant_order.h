@@ -41,9 +41,10 @@ class TenantOrder {
   size_t remembered() const { return tenants_.size(); }
 
  private:
+  static constexpr double kLongAgo = -std::numeric_limits<double>::infinity();
   struct Tenant {
     double next_tag = 0;
-    double last_s = -std::numeric_limits<double>::infinity();
+    double last_s = kLongAgo;
   };
 
   void Forget(double now_s);
@@ -51,7 +52,7 @@ class TenantOrder {
   double virtual_time_ = 0;
   double last_tag_ = 0;  // the highest that a prompt to come would get
   std::string last_tenant_;
-  double other_s_ = -std::numeric_limits<double>::infinity();  // when another was about
+  double last_s_ = kLongAgo, other_s_ = kLongAgo;  // when it came last, and when another did
   absl::flat_hash_map<std::string, Tenant> tenants_;
 };
 
